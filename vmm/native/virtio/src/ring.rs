@@ -79,6 +79,8 @@ pub struct Ring {
     layout: RingLayout,
     running: bool,
     in_flight: u16,
+    /// Something was completed that the driver was not told of.
+    unannounced: bool,
     /// Position at the last stop: tells a resumed driver from a new one.
     parked_at: Option<u16>,
 }
@@ -90,7 +92,14 @@ impl Ring {
     /// `max_size` is not a power of two between 1 and 32768.
     pub fn new(max_size: u16) -> Result<Self, RingError> {
         let queue = Queue::new(max_size).map_err(RingError::Access)?;
-        Ok(Self { queue, layout: RingLayout::default(), running: false, in_flight: 0, parked_at: None })
+        Ok(Self {
+            queue,
+            layout: RingLayout::default(),
+            running: false,
+            in_flight: 0,
+            unannounced: false,
+            parked_at: None,
+        })
     }
 
     /// Starts the ring at available index `next_avail`. Returns true if the driver goes on where the ring
@@ -107,6 +116,7 @@ impl Ring {
     ) -> Result<bool, RingError> {
         self.running = false;
         self.in_flight = 0;
+        self.unannounced = false;
         let refused = |reason| RingError::Layout(layout, reason);
         let queue = &mut self.queue;
         queue.reset();
@@ -164,6 +174,7 @@ impl Ring {
         self.layout = RingLayout::default();
         self.running = false;
         self.in_flight = 0;
+        self.unannounced = false;
         self.parked_at = None;
     }
 
@@ -242,6 +253,7 @@ impl Ring {
             return Err(RingError::NotRunning);
         }
         self.in_flight = self.in_flight.checked_sub(1).ok_or(RingError::NotInFlight)?;
+        self.unannounced = true;
         self.queue.add_used(ram, head, written).map_err(RingError::Access)
     }
 
@@ -257,6 +269,9 @@ impl Ring {
 
     /// Whether the driver wants to hear of what was completed since the last call.
     pub fn wants_notification(&mut self, ram: &GuestRam) -> Result<bool, RingError> {
+        if !std::mem::take(&mut self.unannounced) {
+            return Ok(false);
+        }
         if self.queue.event_idx_enabled() {
             return self.queue.needs_notification(ram).map_err(RingError::Access);
         }

@@ -1,5 +1,5 @@
 //! The state machine that every transport shares: order, windows, refusals.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use strato_virtio::transport::status::*;
 use strato_virtio::transport::{Effect, Refused, RingPart, Transport};
