@@ -10,7 +10,7 @@ use vmm_sys_util::epoll::EpollEvent;
 use crate::core::{DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Notification, Notifier, Progress};
 use crate::events::{Events, Interest, KICK_TOKEN, MAX_CORE_TOKEN, Ready};
 use crate::record::{RecordError, RecordReader, RecordWriter, kind};
-use crate::ring::{Ring, RingError, RingLayout};
+use crate::ring::{MAX_RING_SIZE, Ring, RingError, RingLayout};
 use crate::{ConfigSpace, GuestRamHandle, negotiated};
 
 const RECORD_KIND: u32 = kind(*b"DEVH");
@@ -56,7 +56,9 @@ impl DeviceHost {
             .info()
             .queue_sizes
             .iter()
-            .map(|&size| Ring::new(size))
+            // The device's own limit is the transport's to enforce. A vhost-user front end has its own (QEMU's
+            // virtio-mmio lets every driver choose 1024), and a core works with any size.
+            .map(|_| Ring::new(MAX_RING_SIZE))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         let mut host = Self {
@@ -162,6 +164,14 @@ impl DeviceHost {
         // The old mapping goes when its last handle does; after the drain this is the last one here.
         self.ram = Some(ram);
         outcome
+    }
+
+    /// Lets go of guest memory. All rings are stopped first; they remember where they were.
+    pub fn forget_memory(&mut self) {
+        for queue in 0..self.rings.len() {
+            self.stop_ring(u16::try_from(queue).unwrap_or(u16::MAX));
+        }
+        self.ram = None;
     }
 
     /// Starts a queue and looks into it at once: a ring that was filled before and is never kicked is seen.

@@ -35,7 +35,7 @@ pub use self::features::{
 };
 pub use self::host::{DeviceHost, RingStart};
 pub use self::iov::{GuestBuffers, MAX_IOVECS};
-pub use self::ring::{Ring, RingError, RingLayout};
+pub use self::ring::{MAX_RING_SIZE, Ring, RingError, RingLayout};
 pub use self::worker::{Worker, WorkerError};
 
 use std::sync::Arc;

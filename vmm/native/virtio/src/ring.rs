@@ -14,6 +14,9 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use crate::chain::{Chain, ChainError};
 use crate::{GuestRam, VIRTIO_F_EVENT_IDX};
 
+/// Largest split ring (virtio 1.2, 2.7).
+pub const MAX_RING_SIZE: u16 = 32768;
+
 /// Where the three parts of a split ring lie (guest-physical) and how large it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingLayout {
