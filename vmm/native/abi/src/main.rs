@@ -1,7 +1,7 @@
 //! `strato-vhost-device`: serves one device core on one vhost-user socket.
 //!
-//! strato-vmm starts one per device for the tcg engine and watches it; its death ends the VM. It listens
-//! before it forks nothing and prints nothing: the socket's appearance is the sign that it is ready.
+//! strato-vmm starts one per device for the tcg engine and watches it; its death ends the VM. The
+//! appearance of the socket is the sign that it is ready. It prints nothing but complaints, on stderr.
 
 mod arguments;
 
@@ -9,6 +9,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use strato_devices::rng::{Rng, RngConfig};
+use strato_devices::vsock::{Vsock, VsockConfig};
 use strato_vhost_user::Server;
 use strato_virtio::DeviceCore;
 
@@ -37,6 +38,15 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let core: Box<dyn DeviceCore> = match &arguments.device {
         Device::Rng => Box::new(Rng::new(RngConfig::default())?),
+        Device::Vsock { path, guest_cid, max_connections } => {
+            // One descriptor for each stream, and some for the process itself.
+            raise_descriptor_limit(*max_connections as u64 + 64);
+            Box::new(Vsock::new(VsockConfig {
+                guest_cid: *guest_cid,
+                path: path.clone(),
+                max_connections: *max_connections,
+            })?)
+        }
     };
     let server = Server::new(&arguments.socket, core)?;
     let mut report = |what: &dyn std::fmt::Display| log(&format!("Refused a front-end request: {what}"));
@@ -46,6 +56,18 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
         server.serve(&mut report)?
     }
     Ok(())
+}
+
+/// Raises the soft limit of open files to `wanted`, or as far as the hard limit lets it.
+fn raise_descriptor_limit(wanted: u64) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a local of the right type.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 || limit.rlim_cur >= wanted {
+        return;
+    }
+    limit.rlim_cur = wanted.min(limit.rlim_max);
+    // SAFETY: as above. If it fails, fewer streams fit, and those beyond wait for their turn.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

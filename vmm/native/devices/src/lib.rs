@@ -6,5 +6,6 @@
 mod bucket;
 pub mod rng;
 mod timer;
+pub mod vsock;
 
 pub use self::bucket::{BucketConfig, TokenBucket};
