@@ -30,6 +30,11 @@ impl MemoryTable {
         let mut mapped = Vec::with_capacity(regions.len());
         let mut translations = Vec::with_capacity(regions.len());
         for (region, file) in regions.iter().zip(files) {
+            // Touching a page beyond the end of the file would be a SIGBUS for the whole process.
+            let end = region.mmap_offset.checked_add(region.memory_size).ok_or(Error::InvalidParam)?;
+            if file.metadata().map_err(Error::ReqHandlerError)?.len() < end {
+                return Err(Error::InvalidParam);
+            }
             let mapping = region.mmap_region(file)?;
             mapped.push(
                 GuestRegionMmap::new(mapping, GuestAddress(region.guest_phys_addr))

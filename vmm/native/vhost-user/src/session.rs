@@ -79,14 +79,28 @@ impl Session {
         if vring.running { Err(Error::InvalidOperation("ring is running")) } else { Ok(vring) }
     }
 
-    /// Starts the queue once all that it needs has arrived, in whatever order that was.
+    /// Starts the queue once all that it needs has arrived, in whatever order that was. After a failure the
+    /// front end has to give the kick again, so that it can put the rest right first.
     fn try_start(&mut self, index: u32) -> Result<()> {
         let always_enabled = self.features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0;
         let vring = self.vring(index)?;
-        let (Some((desc, avail, used)), Some(kick)) = (vring.addrs, &vring.kick) else { return Ok(()) };
-        if vring.running || vring.size == 0 || !(vring.enabled || always_enabled) {
+        let ready = vring.kick.is_some() && vring.addrs.is_some() && vring.size != 0;
+        if vring.running || !ready || !(vring.enabled || always_enabled) {
             return Ok(());
         }
+        let started = self.start(index);
+        let vring = self.vring(index)?;
+        vring.running = started.is_ok();
+        if started.is_err() {
+            vring.kick = None;
+        }
+        started
+    }
+
+    fn start(&mut self, index: u32) -> Result<()> {
+        let vring = self.vring(index)?;
+        let (desc, avail, used) = vring.addrs.ok_or(Error::InvalidParam)?;
+        let kick = vring.kick.as_ref().ok_or(Error::InvalidParam)?;
         let kick = kick.try_clone().map_err(Error::ReqHandlerError)?;
         let (size, next_avail) = (vring.size, vring.next_avail);
         let layout = RingLayout {
@@ -98,9 +112,7 @@ impl Session {
         let queue = u16::try_from(index).map_err(|_| Error::InvalidParam)?;
         let start = RingStart { queue, layout, next_avail, kick: Some(kick) };
         let started: std::result::Result<(), RingError> = self.call(move |host| host.start_ring(start))?;
-        started.map_err(|error| Error::ReqHandlerError(std::io::Error::other(error)))?;
-        self.vring(index)?.running = true;
-        Ok(())
+        started.map_err(|error| Error::ReqHandlerError(std::io::Error::other(error)))
     }
 
     /// Stops the queue, everything in flight done; afterwards `next_avail` is where it stands.
