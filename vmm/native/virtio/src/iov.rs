@@ -56,7 +56,18 @@ impl<'ram> GuestBuffers<'ram> {
         self.push(Clipped::new(chain.writable(), offset, len)?)
     }
 
+    /// All of the spans, or none of them.
     fn push(&mut self, spans: impl Iterator<Item = Span>) -> Result<(), ChainError> {
+        let (pieces, len) = (self.iovecs.len(), self.len);
+        let outcome = self.push_some(spans);
+        if outcome.is_err() {
+            self.iovecs.truncate(pieces);
+            self.len = len;
+        }
+        outcome
+    }
+
+    fn push_some(&mut self, spans: impl Iterator<Item = Span>) -> Result<(), ChainError> {
         for span in spans {
             // A span may straddle two memory regions.
             for slice in self.ram.get_slices(span.guest_addr, span.len as usize) {

@@ -354,6 +354,8 @@ impl Vsock {
             ring.complete(chain.head(), written)?;
             if written > 0 {
                 self.event_due = false;
+                // Packets that the guest sent meanwhile have been waiting without a kick to come.
+                self.transmit_pending = true;
                 break;
             }
         }

@@ -133,12 +133,29 @@ fn send_data(
     let mut buffers = GuestBuffers::new(ring.ram());
     let mut popped = 0;
     for chain in chains.iter_mut().take(connection.batch) {
-        if buffers.len() >= room || !pop_usable(ring, chain)? {
+        if buffers.len() >= room {
+            break;
+        }
+        if popped == 0 {
+            if !pop_usable(ring, chain)? {
+                break;
+            }
+        } else if !ring.pop(chain)? {
             break;
         }
         let len = capacity(chain).min(room - buffers.len());
-        buffers.push_writable(chain, HEADER_OFFSET, len).map_err(|error| ring.fault(error))?;
-        popped += 1;
+        match buffers.push_writable(chain, HEADER_OFFSET.min(chain.writable_len()), len) {
+            // Useless, or in more pieces than one system call takes: the next read begins with it.
+            Ok(()) if len == 0 => {}
+            Err(ChainError::TooLong) if popped > 0 => {}
+            other => {
+                other.map_err(|error| ring.fault(error))?;
+                popped += 1;
+                continue;
+            }
+        }
+        ring.unpop();
+        break;
     }
     if popped == 0 {
         return Ok(Turn::NoBuffers);

@@ -2,7 +2,9 @@
 
 use std::io::ErrorKind;
 
-use strato_virtio::{Chain, DeviceFault, DeviceIo, GuestBuffers, Interest, Progress, RunningRing};
+use strato_virtio::{
+    Chain, ChainError, DeviceFault, DeviceIo, GuestBuffers, Interest, Progress, RunningRing,
+};
 
 use super::connection::{Connection, Phase, Ports};
 use super::device::{TX_QUEUE, Vsock};
@@ -192,7 +194,7 @@ fn forward(
     chain: &Chain,
     len: u32,
     connection: &mut Connection,
-) -> Result<(), strato_virtio::ChainError> {
+) -> Result<(), ChainError> {
     let mut done = 0;
     while done < len {
         if connection.discards() {
@@ -201,7 +203,11 @@ fn forward(
         }
         let Some(fd) = connection.sends_directly() else { break };
         let mut buffers = GuestBuffers::new(ring.ram());
-        buffers.push_readable(chain, HEADER_OFFSET + done, (len - done) as usize)?;
+        match buffers.push_readable(chain, HEADER_OFFSET + done, (len - done) as usize) {
+            // In more pieces than one system call takes: copied below.
+            Err(ChainError::TooLong) => break,
+            other => other?,
+        }
         let outcome = buffers.send_to(fd);
         done += connection.sent(outcome) as u32;
     }

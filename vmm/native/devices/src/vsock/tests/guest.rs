@@ -17,7 +17,7 @@ pub(super) const GUEST_CID: u64 = 3;
 
 const RX_SIZE: u16 = 64;
 const TX_SIZE: u16 = 128;
-const RX_BUFFERS: u64 = 0x40_0000;
+const RX_BUFFERS: u64 = 0x80_0000;
 const RX_STRIDE: u64 = 0x1_1000;
 const TX_BUFFERS: u64 = 0x10_0000;
 const TX_STRIDE: u64 = 0x1_1000;
