@@ -60,6 +60,19 @@ class ConfigError(InvalidArgumentError):
 
 
 class SpecError(InvalidArgumentError):
+    """A field of config.json is wrong."""
+
+    def __init__(self, json_path: str, reason: str) -> None:
+        super().__init__(f"config.json: {json_path}: {reason}")
+        self.json_path = json_path
+        self.reason = reason
+
+
+class SpecRefusedError(SpecError):
+    """A field of config.json asks for what a microVM cannot do."""
+
+
+class SpecError(InvalidArgumentError):
     """A malformed config.json; `json_path` names the field."""
 
     def __init__(self, json_path: str, reason: str) -> None:
