@@ -3,8 +3,8 @@
     ShimError                      UNKNOWN
     ├── InvalidArgumentError       INVALID_ARGUMENT    the caller's request or configuration is wrong
     │   ├── ConfigError                                a configuration file, option or annotation is wrong
-    │   ├── SpecError                                  config.json is malformed; names the JSON path
-    │   └── SpecRefusedError                           config.json asks for what Strato does not do; likewise
+    │   └── SpecError                                  a field of config.json is wrong
+    │       └── SpecRefusedError                       a field asks for what a microVM cannot do
     ├── NotFoundError              NOT_FOUND           no such container or process (any more)
     ├── AlreadyExistsError         ALREADY_EXISTS
     ├── StateError                 FAILED_PRECONDITION the process is in the wrong state
@@ -70,24 +70,6 @@ class SpecError(InvalidArgumentError):
 
 class SpecRefusedError(SpecError):
     """A field of config.json asks for what a microVM cannot do."""
-
-
-class SpecError(InvalidArgumentError):
-    """A malformed config.json; `json_path` names the field."""
-
-    def __init__(self, json_path: str, reason: str) -> None:
-        super().__init__(f"Invalid config.json: {json_path}: {reason}")
-        self.json_path = json_path
-        self.reason = reason
-
-
-class SpecRefusedError(InvalidArgumentError):
-    """A well-formed config.json that asks for what Strato does not do; `json_path` names the field."""
-
-    def __init__(self, json_path: str, reason: str) -> None:
-        super().__init__(f"Refused config.json: {json_path}: {reason}")
-        self.json_path = json_path
-        self.reason = reason
 
 
 class NotFoundError(ShimError):
