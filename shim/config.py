@@ -23,6 +23,7 @@ from .errors import ConfigError
 from .names import DEFAULT_STATE_ROOT
 
 ANNOTATION_PREFIX = "io.strato."
+SIZE_ANNOTATIONS = ("vcpus", "memory_mib")
 
 
 class Scope(IntEnum):
@@ -47,16 +48,16 @@ class VmSettings:
     kernel: Path | None = _setting(None, "Guest kernel; empty: the one that came with Strato.")
     image: Path | None = _setting(None, "Guest image (initramfs); empty: the one that came with Strato.")
     kernel_params: str = _setting("", "Appended to the guest kernel's command line.")
-    default_vcpus: int = _setting(1, "vCPUs of a sandbox without a CPU limit.", Scope.ANNOTATIONS, low=1)
+    default_vcpus: int = _setting(1, "vCPUs of a sandbox without a CPU limit.", low=1)
     max_vcpus: int = _setting(0, "Most vCPUs a sandbox may get; 0: the host's number of CPUs.", Scope.FILE)
     default_memory_mib: int = _setting(
-        256, "Guest memory in MiB of a sandbox without a memory limit.", Scope.ANNOTATIONS, low=64
+        256, "Guest memory in MiB of a sandbox without a memory limit.", low=64
     )
     max_memory_mib: int = _setting(
         0, "Most guest memory in MiB a sandbox may get; 0: the host's memory.", Scope.FILE
     )
     overhead_mib: int = _setting(
-        96, "Added to a memory limit for the guest's kernel and agent, in MiB.", Scope.OPTIONS
+        64, "Added to a memory limit for the guest's kernel and agent, in MiB."
     )
     spare_nics: int = _setting(
         2, "Network interfaces the VM boots with; more in the container's netns is an error.",
@@ -114,8 +115,9 @@ class AnnotationSettings:
     """Which annotations are heeded."""
 
     allow: tuple[str, ...] = _setting(
-        ("vm.default_vcpus", "vm.default_memory_mib", "vm.spare_nics"),
-        "Settings that annotations `io.strato.<section>.<key>` may override.", Scope.FILE,
+        ("vcpus", "memory_mib", "vm.spare_nics"),
+        "What annotations `io.strato.…` may set: `vcpus`, `memory_mib` (the size of this VM), `<section>.<key>`.",
+        Scope.FILE,
     )  # fmt: skip
 
 
@@ -205,8 +207,10 @@ def _apply_annotations(settings: Settings, annotations: Mapping[str, str]) -> Se
         if name not in settings.annotations.allow:
             permitted = ", ".join(settings.annotations.allow) or "none"
             raise ConfigError(f"{source} is not permitted; annotations.allow permits {permitted}")
+        if name in SIZE_ANNOTATIONS:
+            continue  # read by oci/resources.py
         known = {item.name: item for item in dataclasses.fields(_SECTIONS.get(section, Settings))}
-        if section not in _SECTIONS or key not in known:
+        if section not in _SECTIONS or key not in known or known[key].metadata["scope"] < Scope.ANNOTATIONS:
             raise ConfigError(f"{source}: unknown key {name}")
         value: Any = text
         if str(known[key].type) in ("int", "float"):
@@ -264,6 +268,7 @@ def document() -> str:
         "runtime in containerd's CRI configuration, or a table of options there, which arrives as TOML.",
         "Annotations `io.strato.<section>.<key>` of a container (for a pod: of its sandbox) override both, if",
         "`annotations.allow` lists them; an annotation that is not permitted fails the container.",
+        "`io.strato.vcpus` and `io.strato.memory_mib` set the size of the VM itself.",
         "",
     ]
     who = {Scope.FILE: "file", Scope.OPTIONS: "file, options", Scope.ANNOTATIONS: "file, options, annotation"}
