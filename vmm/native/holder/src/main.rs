@@ -22,6 +22,7 @@ const PROGRAM: &str = "strato-holder";
 /// The C entry point.
 // SAFETY: no other object of this program defines `main`; the C start-up code calls it with this signature.
 #[cfg_attr(not(test), unsafe(no_mangle))]
+#[allow(clippy::not_unsafe_ptr_arg_deref, reason = "only the C start-up code calls it")]
 pub extern "C" fn main(argc: c_int, argv: *mut *mut c_char) -> c_int {
     let words = collect(argc, argv);
     let (parsed, status_fd) = args::parse(&words);
