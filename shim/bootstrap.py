@@ -11,10 +11,9 @@ tomllib only for bundles or configurations that need them.
 
 from __future__ import annotations
 
+import _socket
 import os
 import sys
-
-import _socket
 
 from . import names
 from .params import ParamsError, ShimParams, encode_field
@@ -41,7 +40,9 @@ def start(params: ShimParams, launcher: str) -> bytes:
     group = names.group_of(".", params.id)
     path = names.socket_path(params.address, params.namespace, group, params.socket_dir)
     if len(path) > names.SOCKET_PATH_LIMIT:
-        raise StartError(f"Socket path {path} is longer than {names.SOCKET_PATH_LIMIT} bytes; shorten socket_dir")
+        raise StartError(
+            f"Socket path {path} is longer than {names.SOCKET_PATH_LIMIT} bytes; shorten socket_dir"
+        )
     transport, grpc_version = _transport(params)
     listener = _listen(path)
     if listener is not None:
@@ -73,7 +74,9 @@ def _transport(params: ShimParams) -> tuple[str, int]:
     # Only a configuration that mentions transport is worth importing a TOML parser for.
     from . import config_files
 
-    if b"transport" not in params.options_body and not config_files.mention(b"transport", params.options_path):
+    if b"transport" not in params.options_body and not config_files.mention(
+        b"transport", params.options_path
+    ):
         return "ttrpc", 0
     from . import config
 
@@ -103,10 +106,10 @@ def _listen(path: str) -> _socket.socket | None:
             os.umask(old_mask)
         if _connects(path):
             return None
-        try:
-            os.unlink(path)  # noqa: PTH108  # left by a shim that was killed
+        try:  # noqa: SIM105 (contextlib is not imported here)
+            os.unlink(path)  # noqa: PTH108 (left by a shim that was killed)
         except FileNotFoundError:
-            pass  # noqa: SIM105 (contextlib is not imported here)
+            pass
     raise StartError(f"Cannot listen on {path}: another process keeps making and removing it")
 
 

@@ -8,6 +8,8 @@ wrong values are refused with the name of the file. docs/configuration.md is gen
 Loaded once per process, by the daemon (server.py), by `delete`, and by `start` only when it has to.
 """
 
+# ruff: noqa: RUF009 (`_setting` returns a dataclass field)
+
 from __future__ import annotations
 
 import dataclasses
@@ -56,9 +58,7 @@ class VmSettings:
     max_memory_mib: int = _setting(
         0, "Most guest memory in MiB a sandbox may get; 0: the host's memory.", Scope.FILE
     )
-    overhead_mib: int = _setting(
-        64, "Added to a memory limit for the guest's kernel and agent, in MiB."
-    )
+    overhead_mib: int = _setting(64, "Added to a memory limit for the guest's kernel and agent, in MiB.")
     spare_nics: int = _setting(
         2, "Network interfaces the VM boots with; more in the container's netns is an error.",
         Scope.ANNOTATIONS,
@@ -116,7 +116,7 @@ class AnnotationSettings:
 
     allow: tuple[str, ...] = _setting(
         ("vcpus", "memory_mib", "vm.spare_nics"),
-        "What annotations `io.strato.…` may set: `vcpus`, `memory_mib` (the size of this VM), `<section>.<key>`.",
+        "What annotations `io.strato.…` may set: `vcpus`, `memory_mib` (the VM's size), `<section>.<key>`.",
         Scope.FILE,
     )  # fmt: skip
 
@@ -260,14 +260,14 @@ def document() -> str:
         "<!-- Generated from shim/config.py by `python -m shim.config`; do not edit. -->",
         "",
         f"Strato reads `{config_files.DEFAULT_FILE}` and then `config.d/*.toml` beside it, in the order of",
-        f"their names; the environment variable `{config_files.ENVIRONMENT}` of containerd (and so of the shim)",
-        "names another file. No file is needed: every key has a default. An unknown key or a wrong value is",
-        "refused, and the error of the container names the file.",
+        f"their names; the environment variable `{config_files.ENVIRONMENT}` of containerd (and so of the",
+        "shim) names another file. No file is needed: every key has a default. An unknown key or a wrong",
+        "value is refused, and the error of the container names the file.",
         "",
         "Runtime options override the files: `ctr run --runtime-config-path FILE`, `options.ConfigPath` of a",
         "runtime in containerd's CRI configuration, or a table of options there, which arrives as TOML.",
-        "Annotations `io.strato.<section>.<key>` of a container (for a pod: of its sandbox) override both, if",
-        "`annotations.allow` lists them; an annotation that is not permitted fails the container.",
+        "Annotations `io.strato.<section>.<key>` of a container (for a pod: of its sandbox) override both,",
+        "if `annotations.allow` lists them; an annotation that is not permitted fails the container.",
         "`io.strato.vcpus` and `io.strato.memory_mib` set the size of the VM itself.",
         "",
     ]
@@ -279,7 +279,9 @@ def document() -> str:
             doc = item.metadata["doc"]
             if item.metadata["choices"]:
                 doc += " One of " + ", ".join(f"`{choice}`" for choice in item.metadata["choices"]) + "."
-            lines.append(f"| `{item.name}` | {_shown(item.default)} | {who[item.metadata['scope']]} | {doc} |")
+            lines.append(
+                f"| `{item.name}` | {_shown(item.default)} | {who[item.metadata['scope']]} | {doc} |"
+            )
         lines.append("")
     return "\n".join(lines).rstrip("\n") + "\n"
 

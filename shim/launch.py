@@ -79,24 +79,30 @@ def launch_vmm(launcher: Path, command: VmCommand) -> int:
 
     Raises HostError with strato-launch's words.
     """
-    argv = [str(launcher), "--new", "pid,mount,ipc,uts,net", "--mount-proc", "--die-with-parent"]
+    from vmm import sys as native
+
+    arguments = ["--new", "pid,mount,ipc,uts,net", "--mount-proc", "--die-with-parent"]
     for directory in command.cgroups:
-        argv += ["--cgroup", str(directory)]
-    fds = {command.config_fd: command.config_fd, command.qmp_fd: command.qmp_fd}
-    fds.update({fd: fd for fd in command.tap_fds})
+        arguments += ["--cgroup", str(directory)]
     program = [*_interpreter("vmm.__main__"), "--config", str(command.config_fd)]
     program += ["--qmp-fd", str(command.qmp_fd), "--log-level", command.log_level]
-    pid, line = _spawn_with_status(argv, program, fds=fds, log_fd=command.log_fd)
-    os.waitpid(pid, 0)
-    word, _, value = line.partition(" ")
-    if word != "pid" or not value.isdigit():
-        raise HostError(f"Cannot start strato-vmm: {value or 'strato-launch ended without a word'}")
-    return int(value)
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        launched = native.launch(
+            str(launcher),
+            [*arguments, "--", *program],
+            pass_fds=(command.config_fd, command.qmp_fd, *command.tap_fds),
+            stdio=(null, null, command.log_fd),
+            env=clean_environment(),
+        )
+    except native.LaunchError as error:
+        raise HostError(f"Cannot start strato-vmm: {error}") from error
+    finally:
+        os.close(null)
+    return launched.pid
 
 
-def start_holder(
-    holder: Path, *, netns: str | None, title: str, cgroups: Sequence[Path], log_fd: int
-) -> int:
+def start_holder(holder: Path, *, netns: str | None, title: str, cgroups: Sequence[Path], log_fd: int) -> int:
     """Start a holder in network namespace *netns* (None: a new one); return its pid once it is in there.
 
     Raises HostError with strato-holder's words.
@@ -105,7 +111,7 @@ def start_holder(
     argv += ["--netns", netns] if netns else ["--new-netns"]
     for directory in cgroups:
         argv += ["--cgroup", str(directory)]
-    pid, line = _spawn_with_status(argv, [], fds={}, log_fd=log_fd)
+    pid, line = _spawn_with_status(argv, log_fd)
     if line != "ready":
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -122,16 +128,13 @@ def _interpreter(module: str) -> list[str]:
     return [sys.executable, "-IS", "-c", code]
 
 
-def _spawn_with_status(
-    argv: list[str], program: list[str], *, fds: Mapping[int, int], log_fd: int
-) -> tuple[int, str]:
+def _spawn_with_status(argv: list[str], log_fd: int) -> tuple[int, str]:
     """Spawn *argv* with `--status-fd`; return (pid, first line of status without its end)."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
-        everything = {0: null, 1: null, 2: log_fd, writing: writing, **fds}
-        command = [*argv, "--status-fd", str(writing)]
-        pid = spawn([*command, "--", *program] if program else command, fds=everything)
+        command = [*argv, "--status-fd", "3"]
+        pid = spawn(command, fds={0: null, 1: null, 2: log_fd, 3: writing})
     except BaseException:
         os.close(reading)
         raise

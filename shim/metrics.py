@@ -78,9 +78,7 @@ def _v1(stats: agent_pb2.StatsContainerResponse) -> cgroups_v1_pb2.Metrics:
     out.memory_oom_control.oom_kill = stats.memory.events.get("oom_kill", 0)
     for entry in stats.io:
         for op, size, count in (("Read", entry.rbytes, entry.rios), ("Write", entry.wbytes, entry.wios)):
-            out.blkio.io_service_bytes_recursive.add(
-                op=op, major=entry.major, minor=entry.minor, value=size
-            )
+            out.blkio.io_service_bytes_recursive.add(op=op, major=entry.major, minor=entry.minor, value=size)
             out.blkio.io_serviced_recursive.add(op=op, major=entry.major, minor=entry.minor, value=count)
     for interface in stats.interfaces:
         _copy_interface(interface, out.network.add())

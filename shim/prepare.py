@@ -124,9 +124,10 @@ class Preparation:
     def _isolate(self) -> None:
         from vmm import sys as native
 
+        from . import storage
+
         # Mounts of this sandbox are seen here and in the VMM only; the host's still arrive.
-        native.unshare(native.CLONE_NEWNS)
-        native.mount("none", "/", None, native.MS_REC | native.MS_SLAVE, None)
+        storage.enter_private_namespace()
         native.set_child_subreaper()
         native.set_process_name("strato-shim")
         self._raise_oom_score()
@@ -134,7 +135,7 @@ class Preparation:
     def _raise_oom_score(self) -> None:
         path = Path("/proc/self/oom_score_adj")
         try:
-            # containerd's own score is inherited; a shim goes right after it (containerd: pkg/sys/oom_linux.go).
+            # containerd's own score is inherited; a shim goes right after it (containerd: pkg/sys).
             path.write_text(str(min(1000, int(path.read_text()) + 1)))
         except OSError as error:
             _log.warning("oom_score_adj stays as it is: %s", error.strerror)
@@ -190,7 +191,7 @@ class Preparation:
         from . import cgroups, network, storage
 
         self.cgroup = cgroups.SandboxCgroup(self.plan.host_cgroup, container_id)
-        self.cgroup.create()
+        self.cgroup.create(cpus=self.plan.cpuset_cpus, mems=self.plan.cpuset_mems)
         self.shared = storage.SharedDirectory(self.layout.shared)
         self.shared.prepare()
         self.holder_pid = launch.start_holder(

@@ -84,9 +84,7 @@ class _Stream:
         """Begin to move bytes from *src* to *dst*."""
         self._tag = self._hub.register(on_event)
         # A client that vanished must not stop the process: its output is counted and thrown away.
-        self._handle = self._hub.pump.add(
-            src, dst, tag=self._tag, keep_on_dst_error=output, close_dst=output
-        )
+        self._handle = self._hub.pump.add(src, dst, tag=self._tag, keep_on_dst_error=output, close_dst=output)
 
     def limit(self, total: int) -> None:
         """Finish after *total* bytes in all."""
@@ -137,9 +135,7 @@ class ProcessIo:
         """Whether stream *name* is connected to anything."""
         return self._endpoints is not None and name in self._endpoints.streams
 
-    async def connect(
-        self, vsock_path: str, prefix: str, *, stdin_ended: Callable[[int], None]
-    ) -> None:
+    async def connect(self, vsock_path: str, prefix: str, *, stdin_ended: Callable[[int], None]) -> None:
         """Connect the guest's streams "<prefix>/<name>" and start moving bytes.
 
         *stdin_ended* is called with the number of bytes once input has ended. Raises SandboxError.
@@ -171,7 +167,9 @@ class ProcessIo:
             if self._close_requested:
                 stream.close_spare()
         else:
-            stream.start(guest.fileno(), endpoint.fd, lambda event: self._output_event(name, event), output=True)
+            stream.start(
+                guest.fileno(), endpoint.fd, lambda event: self._output_event(name, event), output=True
+            )
         # From here on the pump's copies are the only ones, so that an end is an end.
         stream.close_endpoint_descriptor()
         if name in self._exit_counts and name in self._eof_known:
@@ -245,17 +243,17 @@ class ProcessIo:
         stream = self._streams.get("stdin")
         if stream is None:
             return
-        if event.kind is PumpEventKind.SRC_EOF and self._stdin_ended is not None:
+        if event.kind == PumpEventKind.SRC_EOF and self._stdin_ended is not None:
             self._stdin_ended(event.bytes)
         elif event.kind in (PumpEventKind.SRC_ERROR, PumpEventKind.DST_ERROR):
             _log.debug("stdin broke", extra=fields(errno=event.errno))
-            if event.kind is PumpEventKind.SRC_ERROR and self._stdin_ended is not None:
+            if event.kind == PumpEventKind.SRC_ERROR and self._stdin_ended is not None:
                 self._stdin_ended(event.bytes)
 
     def _output_event(self, name: str, event: PumpEvent) -> None:
         from vmm.sys import PumpEventKind
 
-        if event.kind is PumpEventKind.DST_ERROR:
+        if event.kind == PumpEventKind.DST_ERROR:
             _log.debug("reader of %s is gone", name, extra=fields(errno=event.errno))
             return  # the pump goes on counting
         stream = self._streams.get(name)

@@ -178,9 +178,7 @@ class AgentClient:
 
     async def create_container(self, request: agent_pb2.CreateContainerRequest, *, timeout_s: float) -> int:
         """Prepare a container up to its exec; return the guest pid of its init."""
-        answer = await self._call(
-            "CreateContainer", request, agent_pb2.CreateContainerResponse, timeout_s
-        )
+        answer = await self._call("CreateContainer", request, agent_pb2.CreateContainerResponse, timeout_s)
         return answer.pid
 
     async def start_container(self, container_id: str, exec_id: str) -> int:
@@ -238,12 +236,12 @@ class AgentClient:
 
     async def update_container(self, container_id: str, linux_resources: bytes) -> None:
         """Change the container's limits."""
-        request = agent_pb2.UpdateContainerRequest(
-            container_id=container_id, linux_resources=linux_resources
-        )
+        request = agent_pb2.UpdateContainerRequest(container_id=container_id, linux_resources=linux_resources)
         await self._call("UpdateContainer", request, agent_pb2.UpdateContainerResponse)
 
-    async def remove_container(self, container_id: str, exec_id: str = "", *, timeout_s: float = 10.0) -> None:
+    async def remove_container(
+        self, container_id: str, exec_id: str = "", *, timeout_s: float = 10.0
+    ) -> None:
         """Remove what is left of a container or of a finished exec."""
         request = agent_pb2.RemoveContainerRequest(container_id=container_id, exec_id=exec_id)
         await self._call("RemoveContainer", request, agent_pb2.RemoveContainerResponse, timeout_s)

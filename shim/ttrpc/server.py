@@ -74,9 +74,7 @@ class TtrpcServer:
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
 
-    async def _answer(
-        self, request: ttrpc_pb2.Request, answer: Callable[[ttrpc_pb2.Response], None]
-    ) -> None:
+    async def _answer(self, request: ttrpc_pb2.Request, answer: Callable[[ttrpc_pb2.Response], None]) -> None:
         response = ttrpc_pb2.Response()
         found = self._lookup(request.service, request.method)
         if isinstance(found, str):
