@@ -57,7 +57,14 @@ def arguments(program: Path, share: ShareConfig, source: Path, listener_fd: int)
         "source": str(source).replace("\\", "\\\\").replace(",", "\\,"),  # libfuse's option escapes
         "cache": str(share.cache),
     }
-    switches = ("xattr", "announce_submounts", "no_posix_lock", "no_flock", "sandbox=chroot")
+    switches = (
+        "xattr",
+        "announce_submounts",
+        "no_posix_lock",  # locks are the guest's own
+        "no_flock",
+        "sandbox=chroot",
+        "log_level=err",  # it reports the start and stop of each queue as information
+    )
     command = [str(program), "-f", f"--fd={listener_fd}"]
     for name, value in options.items():
         command += ["-o", f"{name}={value}"]

@@ -49,7 +49,10 @@ class TcgEngine(Engine):
         self._observer = observer
         self._log = log
         self._process: Process | None = None
-        self._channel: QemuChannel | None = None
+        # The pair is made before all other descriptors of the VM: when QEMU dies the kernel closes them in
+        # their order, so that a backend that ends with QEMU is never taken for the cause.
+        ours, self._theirs = socket.socketpair(type=socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._channel = QemuChannel(ours)
         self._reason: str | None = None
         self._started = False
 
@@ -62,24 +65,20 @@ class TcgEngine(Engine):
         """See `Engine`."""
         _check_memory(plan)
         program = self._program or paths.qemu()
-        # The pair is made first: when QEMU dies the kernel closes this one before the backends' sockets,
-        # so that a backend that ends with QEMU is never taken for the cause.
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self._channel = QemuChannel(ours)
         self._channel.send("qmp_capabilities")
         for device in plan.devices:
             if isinstance(device.source, NetConfig) and not device.source.link_up:
                 self._channel.send("set_link", {"name": device.id, "up": False})
         self._channel.send("cont")
         host = qemu_arguments.QemuHost(
-            program=program, qmp_fd=theirs.fileno(), block_devices=_block_devices(plan)
+            program=program, qmp_fd=self._theirs.fileno(), block_devices=_block_devices(plan)
         )
         taps = [
             device.source.tap_fd
             for device in plan.devices
             if isinstance(device.source, NetConfig) and device.source.tap_fd is not None
         ]
-        with theirs:
+        with self._theirs as theirs:
             self._process = self._processes.spawn(
                 qemu_arguments.command_line(plan, wiring, host),
                 name=program.name,
@@ -89,7 +88,6 @@ class TcgEngine(Engine):
 
     def attach(self) -> None:
         """See `Engine`."""
-        assert self._channel is not None
         self._loop.add_reader(self._channel.socket.fileno(), self._on_readable)
 
     def pids(self) -> dict[str, int]:
@@ -108,7 +106,6 @@ class TcgEngine(Engine):
         """See `Engine`."""
         # QEMU runs with -no-reboot so that a reset by the guest ends the VM; one asked for from outside
         # is let through, and the rule is put back once the machine has been reset.
-        assert self._channel is not None
         self._channel.send("set-action", {"reboot": "reset"})
         self._execute("system_reset", None, done)
 
@@ -126,7 +123,7 @@ class TcgEngine(Engine):
 
     def quit(self) -> None:
         """See `Engine`."""
-        if self._channel is not None and self._process is not None and self._process.alive:
+        if self._process is not None and self._process.alive:
             try:
                 self._channel.send("quit")
             except HostError:
@@ -138,14 +135,12 @@ class TcgEngine(Engine):
             self._process.signal(9)
 
     def _execute(self, name: str, arguments: Mapping[str, Any] | None, done: Done) -> None:
-        assert self._channel is not None
         try:
             self._channel.send(name, arguments, done)
         except HostError as error:
             done(error)
 
     def _on_readable(self) -> None:
-        assert self._channel is not None
         try:
             open_still = self._channel.receive(self._on_event)
         except QmpProtocolError as error:
@@ -165,7 +160,7 @@ class TcgEngine(Engine):
         if trigger is Trigger.RESUMED and not self._started:
             self._started = True
             trigger = Trigger.STARTED
-        if trigger is Trigger.RESET and self._channel is not None:
+        if trigger is Trigger.RESET:
             self._channel.send("set-action", {"reboot": "shutdown"})
         self._observer.observe(trigger, data)
 
@@ -180,10 +175,10 @@ class TcgEngine(Engine):
     def ending(self) -> bool:
         """See `Engine`."""
         self._on_readable_until_end()
-        return self._reason is not None or (self._channel is not None and self._channel.closed)
+        return self._reason is not None or self._channel.closed
 
     def _on_readable_until_end(self) -> None:
-        while self._channel is not None and not self._channel.closed and self._channel.has_input():
+        while not self._channel.closed and self._channel.has_input():
             self._on_readable()
 
 
