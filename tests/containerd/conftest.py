@@ -5,7 +5,6 @@ newest. Daemons live for the session; after every test nothing may be left over.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -45,7 +44,7 @@ def daemon(session_daemon: TestDaemon) -> Iterator[TestDaemon]:
         session_daemon.containerd.start()
     checker = LeakChecker(session_daemon.scope)
     yield session_daemon
-    session_daemon.write_config({})
+    session_daemon.write_config()
     session_daemon.ctr.remove_all()
     checker.assert_clean()
 
@@ -61,9 +60,3 @@ def strato_only(runtime: Runtime) -> None:
     """For tests of what only a microVM does."""
     if not runtime.is_strato:
         pytest.skip("only a microVM does this")
-
-
-@pytest.fixture
-def fifo_directory(tmp_path: Path) -> Path:
-    """A directory for named pipes."""
-    return tmp_path

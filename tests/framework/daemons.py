@@ -6,7 +6,8 @@ It lives as long as the fixture that made it; the image is imported when it star
 
 import os
 import shutil
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,11 +26,10 @@ DEFAULT_DAEMONS = ("2.3",)
 
 @dataclass(frozen=True)
 class DaemonOptions:
-    """One daemon: its kind (of ALL_DAEMONS), the runtime, and settings that go over the default ones."""
+    """One daemon: its kind (of ALL_DAEMONS) and the runtime under test."""
 
     kind: str
     runtime: Runtime
-    settings: dict[str, object] = field(default_factory=dict)
 
 
 class TestDaemon:
@@ -54,7 +54,7 @@ class TestDaemon:
         return Scope(self.cgroup, self.state_root, (str(self.directory / "d" / "state"),))
 
     def __enter__(self) -> Self:
-        self.write_config({})
+        self.write_config()
         self.containerd.start()
         archive = self.directory / "busybox.tar"
         layers = [image.layer_tar(image.busybox_entries(image.find_busybox()))]
@@ -73,11 +73,13 @@ class TestDaemon:
             shutil.rmtree(self.directory, ignore_errors=True)
             self._remove_cgroups()
 
-    def write_config(self, settings: dict[str, object]) -> None:
-        """Writes the runtime's configuration: the daemon's own settings with `settings` over them."""
+    def write_config(self, **sections: Mapping[str, object]) -> None:
+        """Writes the runtime's configuration: the daemon's own settings with those of `sections`
+        over them.
+        """
         transport = "grpc" if self.options.kind.endswith("-grpc") else "ttrpc"
-        own: dict[str, object] = {"state_root": self.state_root, "transport": transport}
-        write_config(self.config_path, {**own, **self.options.settings, **settings})
+        own = {"state_root": self.state_root, "transport": transport, "log_level": "debug"}
+        write_config(self.config_path, {**sections, "shim": {**own, **sections.get("shim", {})}})
 
     def _containerd_settings(self) -> ContainerdSettings:
         release = self.options.kind.partition("-")[0]

@@ -48,13 +48,12 @@ def tool_directory(name: str) -> Path:
     return found[-1]
 
 
-def write_config(path: Path, settings: Mapping[str, object]) -> None:
-    """Writes a Strato configuration file; nested mappings become TOML tables."""
-    lines = [f"{key} = {_toml(value)}" for key, value in settings.items() if not isinstance(value, Mapping)]
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            lines.append(f"[{key}]")
-            lines += [f"{name} = {_toml(item)}" for name, item in value.items()]
+def write_config(path: Path, sections: Mapping[str, Mapping[str, object]]) -> None:
+    """Writes a Strato configuration file of one TOML table per section."""
+    lines = []
+    for section, values in sections.items():
+        lines.append(f"[{section}]")
+        lines += [f"{name} = {_toml(value)}" for name, value in values.items()]
     path.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
