@@ -3,7 +3,7 @@
 Used by `storage` for the mounts that containerd hands over. Free of I/O.
 """
 
-import mmap
+import os
 import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from .errors import SpecRefusedError
 
 # mount(2) copies one page of data; room is left for what an overlay adds to it, as containerd does.
-OPTIONS_MAX = mmap.PAGESIZE - 512
+OPTIONS_MAX = os.sysconf("SC_PAGE_SIZE") - 512
 
 # linux: include/uapi/linux/mount.h, names as in mount(8)
 _SET = {
