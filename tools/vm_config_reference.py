@@ -62,7 +62,7 @@ def render() -> str:
     return "".join(sections)
 
 
-def _sections(kind: type, prefix: str) -> list[tuple[str, Any]]:
+def _sections(kind: Any, prefix: str) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = [(prefix, kind)]
     for item in dataclasses.fields(kind):
         inner = item.type

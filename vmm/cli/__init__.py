@@ -87,9 +87,9 @@ def _add_vm(parser: argparse.ArgumentParser) -> None:
         "run",
         help="boot a VM with its console in this terminal",
         description="Boot the VM of a configuration file (TOML or JSON, see docs/vm-config.md) with its "
-        "console in this terminal. Ctrl-A x ends it, Ctrl-A Ctrl-A sends one Ctrl-A. The exit status is that of "
-        "strato-vmm: 0 powered off, 2 wrong configuration, 3 host error, 4 guest panicked, 5 guest reset, "
-        "6 ended from here.",
+        "console in this terminal. Ctrl-A x ends it, Ctrl-A Ctrl-A sends one Ctrl-A. The exit status is "
+        "that of strato-vmm: 0 powered off, 2 wrong configuration, 3 host error, 4 guest panicked, "
+        "5 guest reset, 6 ended from here.",
     )
     run.add_argument("file", type=Path, metavar="FILE", help="configuration, .toml or .json")
     run.add_argument(

@@ -116,7 +116,7 @@ def test_config_beyond_the_size_limit_is_refused() -> None:
 
 
 def test_absent_file_is_refused_with_its_name() -> None:
-    with pytest.raises(ConfigError, match="/nonexistent/vm.toml"):
+    with pytest.raises(ConfigError, match=r"/nonexistent/vm\.toml"):
         load(Path("/nonexistent/vm.toml"))
 
 

@@ -9,7 +9,8 @@ pytestmark = pytest.mark.unit
 
 
 def events_of(*triggers: Trigger) -> list[str]:
-    state, events = RunState.PRELAUNCH, []
+    state = RunState.PRELAUNCH
+    events: list[str] = []
     for trigger in triggers:
         transition = advance(state, trigger)
         state = transition.state

@@ -1,0 +1,29 @@
+"""Fixtures of the tests that boot VMs."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.framework import guest_image
+from tests.framework.vm import VmFactory, processes_naming
+
+
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The guest image whose init obeys the console (see framework/guest_init.c)."""
+    return guest_image.build(tmp_path_factory.mktemp("guest"))
+
+
+@pytest.fixture
+def vms(guest: Path) -> Iterator[VmFactory]:
+    """Makes VMs and proves that they have left nothing."""
+    directory = Path(tempfile.mkdtemp(prefix="vmt-"))  # pytest's own folders are too long for sockets
+    try:
+        with VmFactory(directory, guest) as factory:
+            yield factory
+        assert processes_naming(str(directory)) == []
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
