@@ -95,10 +95,18 @@ impl End {
         errno == libc::EIO && self.mode == libc::S_IFCHR
     }
 
-    /// splice(2) can use it without ever waiting: kernels differ in whether SPLICE_F_NONBLOCK reaches a
-    /// socket, so a socket must have O_NONBLOCK itself.
-    pub fn can_splice(&self) -> bool {
-        self.is_pipe() || (self.mode == libc::S_IFSOCK && self.nonblocking)
+    /// A socket that splice(2) can use without ever waiting: kernels differ in whether SPLICE_F_NONBLOCK
+    /// reaches it, so it must have O_NONBLOCK itself.
+    pub fn is_splice_socket(&self) -> bool {
+        self.mode == libc::S_IFSOCK && self.nonblocking
+    }
+
+    /// Asks the kernel, for when splice has left open which end is not ready. Errors count as writable: the
+    /// write will meet them.
+    pub fn is_writable(&self) -> bool {
+        let mut poll = libc::pollfd { fd: self.fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+        // SAFETY: `poll` is one live pollfd, as the count says.
+        unsafe { libc::poll(&raw mut poll, 1, 0) != 0 }
     }
 
     /// Reads what is there, at most `buffer`.
