@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from .errors import HostError, ShimError
+from .errors import HostError, ShimError, SpecRefusedError
 
 if TYPE_CHECKING:
     from .network_plan import Link, NetworkPlan
@@ -45,9 +45,14 @@ class Tap:
 
 
 def open_spare_taps(netns_fd: int, count: int) -> list[Tap]:
-    """Makes `count` taps, up, in a network namespace. Raises HostError; then none is left."""
+    """Makes `count` taps, up, in a network namespace.
+
+    Raises SpecRefusedError for the host's own namespace, whose interfaces must stay with the host, and
+    HostError; then none is left.
+    """
     import vmm.sys
 
+    _refuse_host(netns_fd)
     if not 0 <= count <= _TAPS_MAX:
         raise HostError(f"Cannot give a sandbox {count} network devices: at most {_TAPS_MAX} (spare_nics)")
     taps: list[Tap] = []
@@ -69,9 +74,12 @@ def scan_and_mirror(netns_fd: int, taps: Sequence[Tap]) -> "NetworkPlan":
     """Connects every interface of the namespace with a tap and says how the guest must set them up.
 
     May be called again: what an earlier call did is replaced. Blocks for some milliseconds, so not to be
-    called from the event loop. Raises HostError, for one when there are more interfaces than taps.
+    called from the event loop. Raises SpecRefusedError as `open_spare_taps` does, and HostError, for one when
+    there are more interfaces than taps.
     """
     from .network_plan import RT_TABLE_MAIN, NetworkPlan, plan_network, read_link
+
+    _refuse_host(netns_fd)
 
     def act() -> "NetworkPlan":
         if not _interfaces_beside({"lo", *(tap.name for tap in taps)}):
@@ -109,6 +117,16 @@ def unmirror(netns_fd: int, names: Iterable[str]) -> None:
                     _clear_ingress(netlink, link.index)
 
     _in_namespace(netns_fd, act)
+
+
+def _refuse_host(netns_fd: int) -> None:
+    found = os.fstat(netns_fd)
+    for own in ("/proc/self/ns/net", "/proc/1/ns/net"):
+        with suppress(OSError):
+            if os.path.samestat(found, Path(own).stat()):
+                raise SpecRefusedError(
+                    "$.linux.namespaces", "The network namespace is the host's; a microVM cannot share it"
+                )
 
 
 def _connect(netlink: Any, link: "Link", tap: "Link") -> None:

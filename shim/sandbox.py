@@ -76,6 +76,7 @@ class Sandbox:
         self._network_up = False
         self._closing = False
         self._state = state.StateFile(self.layout.root)
+        self._adopt_holder()
         if preparation.started:
             self._adopt_vm()
 
@@ -151,14 +152,16 @@ class Sandbox:
 
     # Boot.
 
+    def _adopt_holder(self) -> None:
+        pid = self.preparation.holder_pid
+        if pid:
+            self.reaper.watch(pid, lambda _: self._holder_ended(pid))
+
     def _adopt_vm(self) -> None:
         self._vm = VirtualMachine(
             self.layout, self.reaper, pid=self.preparation.vmm_pid, log_fd=self.preparation.vmm_log
         )
         self._vm.ended.add_done_callback(lambda _: self._vm_ended())
-        self.reaper.watch(
-            self.preparation.holder_pid, lambda _: self._holder_ended(self.preparation.holder_pid)
-        )
         self.save()
         self._boot = asyncio.create_task(self._boot_guest())
         # Whoever needs it awaits it; nobody might, and then it is no news.
@@ -364,6 +367,7 @@ class Sandbox:
         if self._vm is None:
             # There was no config.json when the shim was started.
             preparation.start_vm(bundle, container_id)
+            self._adopt_holder()
             self._adopt_vm()
         if self.failure is not None:
             raise SandboxError("Sandbox has failed") from self.failure

@@ -347,7 +347,7 @@ A socket inside a shared directory is visible but cannot be connected to from th
 | mount, pid, ipc, uts without a path | new, in the guest |
 | cgroup | always new, in the guest |
 | network without a path | new on the host, its interfaces appear in the guest |
-| network with a path | that namespace's interfaces appear in the guest |
+| network with a path | that namespace's interfaces appear in the guest; the host's own namespace is refused |
 | pid, ipc, uts with a path | refused, unless the container joins a sandbox whose namespaces are meant |
 | user | new in the guest, with its mappings; a path is refused |
 | no mount, pid, ipc, uts or network entry (the host's namespace) | refused: a guest cannot be given a namespace of the host |
@@ -356,7 +356,8 @@ A socket inside a shared directory is visible but cannot be connected to from th
 ## Devices
 
 `/dev/{null,zero,full,random,urandom,tty,console,ptmx,fuse,net/tun}` and fifos are made in the guest, where they are
-the guest kernel's. Every other device belongs to the host and is refused. Rules of the device cgroup are
+the guest kernel's. Every other device belongs to the host and is refused, so a
+privileged container needs `privileged_without_host_devices = true` in containerd's configuration. Rules of the device cgroup are
 honoured when they are wildcards, denials, or name one of these devices or a pseudo terminal.
 
 ## The table

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from shim.errors import HostError
+from shim.errors import HostError, SpecRefusedError
 from shim.network import Tap, open_spare_taps, scan_and_mirror, unmirror
 from shim.network_plan import Address, NetworkPlan
 
@@ -207,6 +207,16 @@ def test_namespace_without_interfaces_needs_no_pyroute2(pod: Namespace) -> None:
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
 
     assert done.stdout.strip() == f"{NetworkPlan()} False False"
+
+
+def test_host_s_namespace_is_never_touched(taps: list[Tap]) -> None:
+    with Path("/proc/self/ns/net").open() as host:
+        with pytest.raises(SpecRefusedError, match="is the host's"):
+            open_spare_taps(host.fileno(), 1)
+        with pytest.raises(SpecRefusedError, match="is the host's"):
+            scan_and_mirror(host.fileno(), taps)
+
+    assert not Path("/sys/class/net/strato0").exists()
 
 
 def test_descriptor_that_is_no_namespace_is_an_error() -> None:
