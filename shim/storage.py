@@ -92,6 +92,7 @@ class SharedDirectory:
 
     def prepare(self) -> None:
         """Makes the directories and their mounts. Raises HostError."""
+        remove_leftovers(self.root)  # a shim that died here may have left directories
         try:
             self._staging.mkdir(mode=0o700)
             self.root.mkdir(mode=0o755)

@@ -219,18 +219,20 @@ def test_later_mounts_of_the_host_reach_slave_volumes_in_the_vmm_s_namespace(
     host = tmp_path / "host"
     (host / "sub").mkdir(parents=True)
     calls = LibcCalls()
+    host_thread: list[int] = []
+
+    def on_the_host(*command: str) -> None:
+        namespace = f"-m/proc/{os.getpid()}/task/{host_thread[0]}/ns/mnt"
+        subprocess.run(["nsenter", namespace, *command], check=True)
 
     def in_shim(shared: SharedDirectory) -> None:
-        # The VMM: a process in a slave copy of the namespace, started before anything is shared.
+        # A backend of the VMM: in a slave copy of the namespace, made before anything is shared, it binds
+        # the directory that it serves onto itself and keeps that only, as virtiofsd does.
+        script = 'mount --rbind "$1" "$1"; cd "$1"; echo up; while read f; do test -e "$f"; echo $?; done'
         vmm = subprocess.Popen(
             [
-                "unshare",
-                "-m",
-                "--propagation",
-                "slave",
-                "sh",
-                "-c",
-                "echo up; while read f; do test -e $f; echo $?; done",
+                *("unshare", "-m", "--propagation", "slave"),
+                *("sh", "-c", script, "backend", str(shared.volumes_directory)),
             ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -246,35 +248,14 @@ def test_later_mounts_of_the_host_reach_slave_volumes_in_the_vmm_s_namespace(
                 return vmm.stdout.readline() == "0\n"  # type: ignore[union-attr]
 
             shared.add_volume("one", _volume(host, propagation=propagation))
-            volume = shared.volumes_directory / "one" / "0"
+            volume = Path("one", "0")
             assert sees(volume / "sub")
-            subprocess.run(
-                [
-                    "nsenter",
-                    f"-m/proc/{os.getpid()}/task/{host_thread[0]}/ns/mnt",
-                    "mount",
-                    "-t",
-                    "tmpfs",
-                    "t",
-                    str(host / "sub"),
-                ],
-                check=True,
-            )
-            subprocess.run(
-                [
-                    "nsenter",
-                    f"-m/proc/{os.getpid()}/task/{host_thread[0]}/ns/mnt",
-                    "touch",
-                    str(host / "sub" / "late"),
-                ],
-                check=True,
-            )
+            on_the_host("mount", "-t", "tmpfs", "late", str(host / "sub"))
+            on_the_host("touch", str(host / "sub" / "late"))
             assert sees(volume / "sub" / "late") is appears
             shared.remove_container("one")
             assert not sees(volume)
             vmm.stdin.close()
-
-    host_thread: list[int] = []
 
     def on_host() -> None:
         host_thread.append(threading.get_native_id())
@@ -338,6 +319,13 @@ def test_leftovers_of_a_dead_shim_are_removed(state: Path, tmp_path: Path) -> No
 
     assert _names(state) == []
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_prepare_takes_over_what_a_dead_shim_left(state: Path) -> None:
+    (state / "shared" / "rootfs" / "old").mkdir(parents=True)
+    (state / "staging").mkdir()
+
+    _with_shared(state, lambda shared: None)
 
 
 def test_leftovers_with_a_file_that_is_not_ours_stay(state: Path) -> None:
