@@ -171,10 +171,10 @@ def real_cgroup(request: pytest.FixtureRequest) -> Iterator[SandboxCgroup]:
     trees = find_hierarchies()
     if request.param == "unified":
         trees = (Hierarchy("/sys/fs/cgroup/unified", 2, frozenset(), "/"),)
-    cgroup = SandboxCgroup(f"/strato-test-{os.getpid()}/one", "one", trees)
+    cgroup = SandboxCgroup(f"/strato-unit-{os.getpid()}/one", "one", trees)
     yield cgroup
     assert not [path for path in cgroup.directories if path.exists()]
-    assert not [tree for tree in trees if list(Path(tree.mount_point).glob("strato-test-*"))]
+    assert not [tree for tree in trees if list(Path(tree.mount_point).glob(f"strato-unit-{os.getpid()}*"))]
 
 
 def _enter(cgroup: SandboxCgroup, pid: int) -> None:
