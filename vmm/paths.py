@@ -2,7 +2,8 @@
 
 Called by strato-vmm, the shim and the CLI; pure look-ups, nothing is cached and nothing is created.
 A checkout keeps its products in ``build/lib/strato``; an installed Strato keeps the packages in
-``<prefix>/lib/strato/python`` and everything else one level up.
+``<prefix>/lib/strato/python`` and everything else one level up; a wheel brings its native parts in
+``vmm/_native``.
 """
 
 import os
@@ -29,6 +30,9 @@ def library_dir() -> Path:
     packages = Path(__file__).resolve().parent.parent
     if packages.name == "python" and packages.parent.name == "strato":
         return packages.parent
+    bundled = packages / "vmm" / "_native"
+    if bundled.is_dir():
+        return bundled
     return packages / "build" / "lib" / "strato"
 
 

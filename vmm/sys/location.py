@@ -18,4 +18,7 @@ def library_path() -> str:
     parent = posixpath.dirname(packages)
     if posixpath.basename(packages) == "python" and posixpath.basename(parent) == "strato":
         return posixpath.join(parent, _LIBRARY_NAME)
+    bundled = posixpath.join(packages, "vmm", "_native")
+    if posixpath.isdir(bundled):
+        return posixpath.join(bundled, _LIBRARY_NAME)
     return posixpath.join(packages, "build", "lib", "strato", _LIBRARY_NAME)
