@@ -40,7 +40,7 @@ def _kernel(_: argparse.Namespace) -> None:
 def _kernel_report(arguments: argparse.Namespace) -> None:
     from . import kernel_report
 
-    kernel_report.report(Cache(), boots=arguments.boots, sizes=arguments.sizes)
+    kernel_report.report(Cache(), boots=arguments.boots)
 
 
 def _test_tools(arguments: argparse.Namespace) -> None:
@@ -60,7 +60,7 @@ def _venv(_: argparse.Namespace) -> None:
 def _lock(_: argparse.Namespace) -> None:
     from . import lock
 
-    lock.refresh(Cache())
+    lock.refresh()
 
 
 def _demo(_: argparse.Namespace) -> None:
@@ -127,9 +127,6 @@ def _parser() -> argparse.ArgumentParser:
     verb("kernel", _kernel, "build only the guest kernel")
     report = verb("kernel-report", _kernel_report, "measure what the kernel's fragments cost")
     report.add_argument("--boots", type=int, default=10, help="boots to measure (default 10)")
-    report.add_argument(
-        "--sizes", action="store_true", help="also build one kernel without each optional fragment (slow)"
-    )
     tools = verb("test-tools", _test_tools, "install the programs that tests run against")
     tools.add_argument("--full", action="store_true", help="also those of test-full")
     verb("lock", _lock, "renew the lock files of the Python packages")

@@ -8,14 +8,13 @@ import re
 import sys
 
 from . import layout, venv
-from .cache import Cache
 from .progress import run, step
 
 _PIP_TOOLS = ("pip==25.3", "pip-tools==7.5.2")
 _LINE_WITH_HOST = re.compile(r"^\s*(--index-url|--extra-index-url|--trusted-host|--find-links)\b.*\n", re.MULTILINE)
 
 
-def refresh(_: Cache) -> None:
+def refresh() -> None:
     """Write both lock files anew. Raises CommandError."""
     log = layout.LOGS / "lock.log"
     folder = layout.BUILD / "lock-venv"

@@ -5,6 +5,7 @@ an entry only where something content-addressed depends on it, and otherwise lin
 """
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from . import layout
@@ -23,15 +24,17 @@ def rustc_version() -> str:
     return capture(["rustc", "-vV"])
 
 
+def host_workspace(cache: Cache) -> AbstractContextManager[Path]:
+    """cargo's target folder of vmm/native, locked for the time of the context."""
+    return cache.workspace("native", _workspace_inputs(layout.NATIVE))
+
+
 def build_host(cache: Cache) -> dict[str, Path]:
     """Build vmm/native; returns product name to file.
 
     Raises CommandError with cargo's last lines.
     """
-    with (
-        cache.workspace("native", _workspace_inputs(layout.NATIVE)) as target,
-        step("Native: strato-launch, strato-holder, libstrato_sys.so"),
-    ):
+    with host_workspace(cache) as target, step("Native: strato-launch, strato-holder, libstrato_sys.so"):
         log = layout.LOGS / "native.log"
         environment = {"CARGO_TARGET_DIR": str(target)}
         common = ["nice", "cargo", "build", "--locked", "--manifest-path", layout.NATIVE / "Cargo.toml"]

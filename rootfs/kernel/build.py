@@ -11,12 +11,13 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tools.errors import CommandError
 from tools.progress import capture, run, step
 
 from ..errors import KernelBuildError
-from .attribution import initcall_owners
+from .attribution import measure
 from .config import Fragment, count_enabled, merge, parse_config, render, verify
 
 # Part of the cache key: raise it when this file changes what a build yields.
@@ -49,7 +50,8 @@ class KernelFacts:
 
 
 def build_kernel(archive: Path, fragments: Sequence[Fragment], work: Path, output: Path) -> KernelFacts:
-    """Build a kernel; `output` gets vmlinux, bzImage, config, System.map, initcalls.json, kernel.json.
+    """Build a kernel; `output` gets vmlinux, bzImage, config, System.map, initcalls.json, sizes.json,
+    kernel.json.
 
     `archive` is the linux-source tar. Raises FragmentError, SymbolError and KernelBuildError.
     """
@@ -114,8 +116,9 @@ def _compile(tree: Path, objects: Path, work: Path) -> None:
 def _collect(
     tree: Path, objects: Path, final: dict[str, str], fragments: Sequence[Fragment], output: Path
 ) -> KernelFacts:
-    owners = initcall_owners(tree, objects / "vmlinux", fragments)
-    (output / "initcalls.json").write_text(json.dumps(owners, indent=1, sort_keys=True) + "\n")
+    owners, sizes = measure(tree, objects, fragments)
+    _write_json(output / "initcalls.json", owners)
+    _write_json(output / "sizes.json", sizes)
     # The VMM loads segments, not symbols: without them there is less to read at every start.
     run(["strip", "-s", "-o", output / "vmlinux", objects / "vmlinux"], log=output.parent / "strip.log")
     shutil.copy(objects / "arch/x86/boot/bzImage", output / "bzImage")
@@ -127,8 +130,12 @@ def _collect(
         vmlinux_bytes=(output / "vmlinux").stat().st_size,
         bzimage_bytes=(output / "bzImage").stat().st_size,
     )
-    (output / "kernel.json").write_text(json.dumps(asdict(facts), indent=1) + "\n")
+    _write_json(output / "kernel.json", asdict(facts))
     return facts
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def compiler_version() -> str:
