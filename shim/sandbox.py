@@ -46,6 +46,9 @@ EVENTS_WAIT_MS = 60_000
 CLOCK_INTERVAL_S = 30.0
 DESTROY_TIMEOUT_S = 1.0
 QUIT_TIMEOUT_S = 2.0
+VM_END_TIMEOUT_S = 2.0
+"""Between the loss of the agent's connection and the end of the VM, which knows the reason."""
+
 ENTROPY_BYTES = 64
 STATUS_LIMIT = 255
 
@@ -235,6 +238,7 @@ class Sandbox:
                     self._on_event(event)
             except ShimError as error:
                 self.fail(error)
+                return
 
     def _on_event(self, event: agent_pb2.Event) -> None:
         kind = event.WhichOneof("kind")
@@ -285,7 +289,7 @@ class Sandbox:
     async def _agent_lost_soon(self) -> None:
         # When the VM dies, its sockets close first; its own reason is the better one.
         if self._vm is not None:
-            await asyncio.wait([self._vm.ended], timeout=0.5)
+            await asyncio.wait([self._vm.ended], timeout=VM_END_TIMEOUT_S)
         if not self._closing and self.failure is None:
             error = self._agent.error if self._agent is not None else None
             self.fail(SandboxError("Connection to the guest agent was lost") if error is None else error)
@@ -506,8 +510,10 @@ class Sandbox:
             with contextlib.suppress(ShimError):
                 await self._agent.destroy_sandbox(timeout_s=DESTROY_TIMEOUT_S)
             self._agent.close()
+        self.phases.mark("guest_destroyed")
         if self._vm is not None:
             await self._vm.end(orderly_s=QUIT_TIMEOUT_S if self.failure is None else 0)
+        self.phases.mark("vm_ended")
         for container in list(self.containers.values()):
             container.sandbox_died()
             await self._undo(container)
@@ -518,6 +524,8 @@ class Sandbox:
         if self._hub is not None:
             self._hub.close()
         self._remove_host_side()
+        self.phases.mark("host_cleaned")
+        _log.info("sandbox ended", extra=fields(id=self.preparation.group, phases=self.phases.reached))
 
     def _remove_host_side(self) -> None:
         from . import cleanup

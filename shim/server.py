@@ -95,7 +95,6 @@ async def _serve(preparation: Preparation) -> None:
 
     await ending.wait()
     watchdog.cancel()
-    _log.info("sandbox ends", extra=log.fields(id=preparation.group, phases=preparation.phases.reached))
     await sandbox.shut_down()
     # A new shim of this name may listen as soon as the file is gone.
     with contextlib.suppress(OSError):
