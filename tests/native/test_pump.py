@@ -455,6 +455,17 @@ def test_add_remove_churn_under_load_leaks_nothing(pump: Pump, fds: Descriptors)
     os.set_blocking(reader, False)
 
 
+def test_event_of_a_removed_stream_is_not_delivered(pump: Pump, fds: Descriptors) -> None:
+    source, writer = fds.pipe()
+    _, sink = fds.pipe()
+    handle = pump.add(source, sink, tag=1)
+    fds.close(writer)
+    assert select.select([pump], [], [], DEADLINE_S)[0]
+    pump.remove(handle)
+    assert not readable(pump.fileno())
+    assert pump.events() == []
+
+
 def test_socket_reset_is_a_source_error(pump: Pump, fds: Descriptors) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     client = socket.create_connection(listener.getsockname())

@@ -9,6 +9,7 @@ With ``--die-with-parent`` the program gets SIGKILL when the *thread* that calle
 from __future__ import annotations
 
 import os
+import select
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
 
 
 # The signal module would bring enum along.
+_SIGKILL = 9
 _SIGPIPE = 13
 _SIGXFSZ = 25
+
+_TIMEOUT_MS = 20_000
+"""For fork, namespaces and exec on a loaded machine; only a dead file system needs longer."""
 
 
 class LaunchError(Exception):
@@ -59,19 +64,20 @@ def launch(
             actions += [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(stdio)]
         argv = [launcher, "--status-fd", str(writer), *arguments]
         try:
-            # Python ignores these two; the program must not inherit that.
+            # Python ignores these two, and a caller may block others; the program must not inherit that.
             pid = os.posix_spawn(
                 launcher,
                 argv,
                 dict(os.environ if env is None else env),
                 file_actions=actions,
                 setsigdef=(_SIGPIPE, _SIGXFSZ),
+                setsigmask=(),
             )
         except OSError as error:
             raise LaunchError(f"Launcher {launcher} cannot be started: {error.strerror}") from error
         finally:
             os.close(writer)
-        line = _read_all(reader)
+        line = _read_all(reader, pid)
     finally:
         os.close(reader)
     _reap(pid)
@@ -91,9 +97,18 @@ def _started_pid(line: str, launcher: str) -> int:
     raise LaunchError(text)
 
 
-def _read_all(fd: int) -> str:
+def _read_all(fd: int, launcher_pid: int) -> str:
+    """Read to the end of file, which comes when the launcher has ended; kill it if it takes too long."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
     parts = []
-    while part := os.read(fd, 4096):
+    while True:
+        if not poll.poll(_TIMEOUT_MS):
+            os.kill(launcher_pid, _SIGKILL)
+            break
+        part = os.read(fd, 4096)
+        if not part:
+            break
         parts.append(part)
     return b"".join(parts).decode(errors="replace")
 
