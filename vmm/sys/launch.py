@@ -9,7 +9,6 @@ With ``--die-with-parent`` the program gets SIGKILL when the *thread* that calle
 from __future__ import annotations
 
 import os
-import select
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,6 +98,8 @@ def _started_pid(line: str, launcher: str) -> int:
 
 def _read_all(fd: int, launcher_pid: int) -> str:
     """Read to the end of file, which comes when the launcher has ended; kill it if it takes too long."""
+    import select  # a shared object of its own: not at the cost of everyone who imports vmm.sys
+
     poll = select.poll()
     poll.register(fd, select.POLLIN)
     parts = []
