@@ -12,8 +12,24 @@ from ..errors import HostError
 from ..log import Log
 
 CACHE = Path("/run/strato/host-clock.json")
+GUEST_HZ = 250
+"""Jiffies per second of the guest kernel (CONFIG_HZ in rootfs/kernel/fragments/time.config)."""
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _CPUINFO = Path("/proc/cpuinfo")
+
+
+def guest_arguments(khz: int) -> tuple[str, ...]:
+    """Return what a guest under TCG must be told of a counter of ``khz`` kHz."""
+    return (
+        # Without it the guest calibrates its TSC against timers that this machine does not have.
+        f"tsc_early_khz={khz}",
+        # Emulated processors do not announce a constant TSC, so each but the first would measure its delay
+        # loop anew: up to 0.2 s.
+        f"lpj={khz * 1000 // GUEST_HZ}",
+        # It is the host's counter on every processor, and there is no other clock to fall back to.
+        "tsc=reliable",
+    )
 
 
 def tsc_khz(log: Log, cache: Path = CACHE) -> int:
