@@ -28,6 +28,9 @@ from .runstate import RunState, Trigger, advance, require_operable
 QUIT_GRACE_S = 2.0
 """Time for everything to end by itself before it is killed."""
 
+BACKEND_VERDICT_S = 1.0
+"""How long after a backend's good end the end of the engine may explain it."""
+
 EventSink = Callable[[str, Mapping[str, Any]], None]
 
 _KINDS = {
@@ -270,13 +273,18 @@ class Machine(Observer):
         return _MESSAGES.get(kind) or f"VM ended with {end.reason}: {end.detail or 'no more is known'}"
 
     def _on_backend_exit(self, process: Process) -> None:
-        # Backends also end because their front end has ended: then the engine tells the cause.
-        engine = self._engine
-        engine_ends = engine is not None and self._engine_running and engine.ending()
-        if self.report is None and not engine_ends:
+        if process.status == 0 and self._engine_running:
+            # Backends end well when their front end has ended: then the engine is to tell the cause, and
+            # its own end is about to be seen.
+            self._loop.call_later(BACKEND_VERDICT_S, lambda: self._blame(process))
+        else:
+            self._blame(process)
+        self._stop_if_done()
+
+    def _blame(self, process: Process) -> None:
+        if self.report is None:
             self._log.error("backend died", cause=process.describe_exit())
             self.finish(ExitKind.HOST_ERROR, f"Backend died: {process.describe_exit()}")
-        self._stop_if_done()
 
     def _end_backends(self) -> None:
         for process in self._processes.living():

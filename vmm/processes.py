@@ -142,7 +142,8 @@ class ProcessTable:
         del process.stderr_tail[:-STDERR_TAIL_BYTES]
         for line in data.decode(errors="replace").splitlines():
             if line.strip():
-                self._log.info(line, program=process.name)
+                # Not more than debug: virtiofsd reports an error at every good end. A death quotes the tail.
+                self._log.debug(line, program=process.name)
 
     def _close_stderr(self, process: Process) -> None:
         if process.stderr_fd >= 0:

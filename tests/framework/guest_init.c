@@ -7,9 +7,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/vm_sockets.h>
+#include <net/if.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/socket.h>
@@ -35,6 +38,29 @@ static void cat(const char *path) {
     answer(data);
   }
   if (fd >= 0) close(fd);
+}
+
+// Waits for up to ten seconds until a file begins with a text.
+static void wait_until(const char *path, const char *text) {
+  for (int i = 0; i < 1000; i++) {
+    char data[64] = "";
+    int fd = open(path, O_RDONLY);
+    if (fd >= 0) {
+      if (read(fd, data, sizeof(data) - 1) < 0) data[0] = 0;
+      close(fd);
+    }
+    if (!strncmp(data, text, strlen(text))) return answer("ok");
+    usleep(10000);
+  }
+  answer("did not come");
+}
+
+static void interface_up(const char *name) {
+  struct ifreq request = {.ifr_flags = IFF_UP};
+  int control = socket(AF_INET, SOCK_DGRAM, 0);
+  strncpy(request.ifr_name, name, sizeof(request.ifr_name) - 1);
+  outcome(ioctl(control, SIOCSIFFLAGS, &request));
+  close(control);
 }
 
 static void store(const char *path, const char *text) {
@@ -88,6 +114,14 @@ static void vsock_say(unsigned port, const char *text) {
   close(peer);
 }
 
+// The kernel's tiny power button sends this signal to PID 1 (CONFIG_ACPI_TINY_POWER_BUTTON_SIGNAL).
+enum { POWER_BUTTON_SIGNAL = 38 };
+
+static void power_button(int number) {
+  (void)number;
+  reboot(RB_POWER_OFF);
+}
+
 static void now(void) {
   struct timespec time;
   char text[64];
@@ -108,6 +142,8 @@ static void obey(char *line) {
   else if (!strcmp(verb, "cat")) cat(first);
   else if (!strcmp(verb, "store")) store(first, rest);
   else if (!strcmp(verb, "list")) list(first);
+  else if (!strcmp(verb, "wait")) wait_until(first, rest);
+  else if (!strcmp(verb, "up")) interface_up(first);
   else if (!strcmp(verb, "now")) now();
   else if (!strcmp(verb, "mount")) outcome((mkdir(rest, 0755), mount(first, rest, "virtiofs", 0, NULL)));
   else if (!strcmp(verb, "flood")) { for (int i = atoi(first); i > 0; i--) printf("flood %d\n", i); answer("ok"); }
@@ -129,6 +165,7 @@ int main(void) {
     terminal.c_lflag &= ~(tcflag_t)ECHO;
     tcsetattr(0, TCSANOW, &terminal);
   }
+  signal(POWER_BUTTON_SIGNAL, power_button);
   setvbuf(stdout, NULL, _IOLBF, 0);
   answer("ready");
   while (fgets(line, sizeof(line), stdin)) {

@@ -75,51 +75,38 @@ def _start(config: VmConfig, log_level: str) -> tuple[int, int]:
     config_fd = os.memfd_create("strato-vm-config")
     os.write(config_fd, dump(config).encode())
     os.lseek(config_fd, 0, os.SEEK_SET)
-    command = _command(config_fd, log_level)
+    code = f"import sys; sys.path[:] = {sys.path!r}; from vmm.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-IS", "-c", code, "--config", str(config_fd), "--log-level", log_level]
     try:
         if os.geteuid() == 0 and os.access(paths.launcher(), os.X_OK):
             pid = _launch(command, read_end, config_fd)
         else:
             # Without a pid namespace nobody ends QEMU if strato-vmm is killed.
-            pid = _spawn(command, [(os.POSIX_SPAWN_DUP2, read_end, 0)], config_fd)
+            pid = _spawn(command, read_end, config_fd)
     finally:
         os.close(read_end)
         os.close(config_fd)
     return pid, write_end
 
 
-def _command(config_fd: int, log_level: str) -> list[str]:
-    packages = Path(__file__).resolve().parents[2]
-    code = f"import sys; sys.path[:0] = [{str(packages)!r}]; from vmm.__main__ import main; sys.exit(main())"
-    return [sys.executable, "-IS", "-c", code, "--config", str(config_fd), "--log-level", log_level]
-
-
 def _launch(command: list[str], stdin: int, config_fd: int) -> int:
-    """Start strato-vmm as PID 1 of namespaces of its own: whatever ends it ends all that it has started."""
-    status_read, status_write = os.pipe2(os.O_CLOEXEC)
-    launch = [str(paths.launcher()), "--status-fd", str(status_write), "--new", "pid,mount", "--mount-proc"]
-    actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, status_write, status_write)]
-    try:
-        launcher = _spawn([*launch, "--die-with-parent", "--", *command], actions, config_fd)
-    finally:
-        os.close(status_write)
-    with os.fdopen(status_read) as status:
-        word, _, rest = status.readline().strip().partition(" ")
-    os.waitpid(launcher, 0)
-    if word != "pid":
-        raise HostError(f"strato-vmm cannot be started: {rest or 'strato-launch has said nothing'}")
-    return int(rest)
+    # As PID 1 of namespaces of its own: whatever ends it ends all that it has started.
+    from ..sys import LaunchError, launch
 
-
-def _spawn(command: list[str], actions: list[tuple[int, int, int]], config_fd: int) -> int:
+    options = ["--new", "pid,mount", "--mount-proc", "--die-with-parent", "--"]
     try:
-        return os.posix_spawn(
-            command[0],
-            command,
-            os.environ,
-            file_actions=[*actions, (os.POSIX_SPAWN_DUP2, config_fd, config_fd)],
-            setpgroup=0,  # Ctrl-C in a cooked terminal is for us to pass on
+        launched = launch(
+            str(paths.launcher()), [*options, *command], pass_fds=(config_fd,), stdio=(stdin, 1, 2)
         )
+    except LaunchError as error:
+        raise HostError("strato-vmm cannot be started") from error
+    return launched.pid
+
+
+def _spawn(command: list[str], stdin: int, config_fd: int) -> int:
+    actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, config_fd, config_fd)]
+    try:
+        return os.posix_spawn(command[0], command, os.environ, file_actions=actions)
     except OSError as error:
         raise HostError(f"Program {command[0]} cannot be started") from error
 

@@ -60,9 +60,6 @@ class Engine(Protocol):
     def attach(self) -> None:
         """Begin to report to the observer. Apart from `start`, so that imports overlap with the boot."""
 
-    def ending(self) -> bool:
-        """Return whether the VM is known to be ending, after a look at what the engine has to say."""
-
     def pids(self) -> dict[str, int]:
         """Return the processes of this engine by name."""
 

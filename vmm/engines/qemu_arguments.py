@@ -13,11 +13,12 @@ from ..config import DriveCache, DriveConfig, NetConfig, ShareConfig
 from ..errors import ConfigError
 from .base import Wiring
 
-FIRST_BUS = 1
-"""QEMU's transport for slot 0. Its own number 0 gets no interrupts: it sits on pin 0 of the second IO-APIC, and
-QEMU's IO-APIC model treats pin 0 as ISA's IRQ 0 and turns it into pin 2 (hw/intc/ioapic.c, ioapic_set_irq)."""
-MAX_SLOTS = 24 - FIRST_BUS
-"""Of the 24 virtio-mmio transports of QEMU's microvm board with its second IO-APIC."""
+LAST_BUS = 23
+"""QEMU's transport for slot 0. The following slots descend, because QEMU lists its transports in the DSDT
+from the last to the first, and the guest probes in the order of the DSDT."""
+MAX_SLOTS = 23
+"""All of QEMU's 24 transports but number 0, which gets no interrupts: it sits on pin 0 of the second IO-APIC,
+and QEMU's model takes pin 0 for ISA's IRQ 0 and turns it into pin 2 (hw/intc/ioapic.c, ioapic_set_irq)."""
 
 FS_QUEUE_SIZE = 1024
 _PANIC_DEVICE = "pvpanic"  # ISA, port 0x505, announced by ACPI as QEMU0001
@@ -70,7 +71,7 @@ def command_line(plan: MachinePlan, wiring: Wiring, host: QemuHost) -> list[str]
 
 
 def _device(device: DevicePlan, wiring: Wiring, host: QemuHost) -> list[str]:
-    bus = f"bus=virtio-mmio-bus.{FIRST_BUS + device.slot}"
+    bus = f"bus=virtio-mmio-bus.{LAST_BUS - device.slot}"
     match device.kind:
         case DeviceKind.CONSOLE:
             return [

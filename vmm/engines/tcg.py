@@ -32,7 +32,6 @@ _TRIGGERS = {
     "GUEST_PANICKED": Trigger.PANICKED,
 }
 _READ_BYTES = 65536
-_GUEST_HZ = 250
 
 
 class TcgEngine(Engine):
@@ -50,8 +49,6 @@ class TcgEngine(Engine):
         self._observer = observer
         self._log = log
         self._process: Process | None = None
-        # The pair is made before all other descriptors of the VM: when QEMU dies the kernel closes them in
-        # their order, so that a backend that ends with QEMU is never taken for the cause.
         ours, self._theirs = socket.socketpair(type=socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._channel = QemuChannel(ours)
         self._reason: str | None = None
@@ -59,16 +56,7 @@ class TcgEngine(Engine):
 
     def kernel_arguments(self) -> tuple[str, ...]:
         """See `Engine`. Raises HostError."""
-        khz = host_clock.tsc_khz(self._log)
-        return (
-            # Without it the guest calibrates its TSC against timers that this machine does not have.
-            f"tsc_early_khz={khz}",
-            # Emulated processors do not announce a constant TSC, so each but the first would measure its delay
-            # loop anew: up to 0.2 s. One jiffy of the guest kernel is 1/250 s (rootfs, time.config).
-            f"lpj={khz * 1000 // _GUEST_HZ}",
-            # It is the host's counter on every processor, and there is no other clock to fall back to.
-            "tsc=reliable",
-        )
+        return host_clock.guest_arguments(host_clock.tsc_khz(self._log))
 
     def start(self, plan: MachinePlan, wiring: Wiring) -> None:
         """See `Engine`."""
@@ -180,11 +168,6 @@ class TcgEngine(Engine):
             self._observer.ended(EngineEnd("host-error", process.describe_exit()))
         else:
             self._observer.ended(EngineEnd(self._reason))
-
-    def ending(self) -> bool:
-        """See `Engine`."""
-        self._on_readable_until_end()
-        return self._reason is not None or self._channel.closed
 
     def _on_readable_until_end(self) -> None:
         while not self._channel.closed and self._channel.has_input():
