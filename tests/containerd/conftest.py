@@ -45,8 +45,10 @@ def daemon(session_daemon: TestDaemon) -> Iterator[TestDaemon]:
     checker = LeakChecker(session_daemon.scope)
     yield session_daemon
     session_daemon.write_config()
+    if not session_daemon.containerd.running:
+        session_daemon.containerd.start()
     session_daemon.ctr.remove_all()
-    checker.assert_clean()
+    checker.assert_clean(ignored=[session_daemon.containerd.pid])
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ static void obey(char *line) {
   else answer("unknown command");
 }
 
-int main(void) {
+int main(int count, char **arguments) {
   char line[4096];
   struct termios terminal;
   mkdir("/proc", 0755);
@@ -168,6 +168,8 @@ int main(void) {
   signal(POWER_BUTTON_SIGNAL, power_button);
   setvbuf(stdout, NULL, _IOLBF, 0);
   answer("ready");
+  // What follows " -- " on the kernel's command line is obeyed at once, a word being a command.
+  for (int i = 1; i < count; i++) obey(arguments[i]);
   while (fgets(line, sizeof(line), stdin)) {
     line[strcspn(line, "\n")] = 0;
     obey(line);

@@ -76,19 +76,22 @@ class LeakChecker:
         reap_orphans()
         self._before = HostState.capture(scope)
 
-    def leaks(self, *, settle_s: float = SETTLE_S) -> list[str]:
-        """What was added, after giving asynchronous clean-up `settle_s` to finish. Empty when nothing is."""
+    def leaks(self, *, settle_s: float = SETTLE_S, ignored: Collection[int] = ()) -> list[str]:
+        """What was added, after giving asynchronous clean-up `settle_s` to finish. Empty when nothing is.
+
+        `ignored` are pids that may be new, such as a daemon that a test has started again.
+        """
         deadline = time.monotonic() + settle_s
         while True:
             reap_orphans()
-            added = HostState.capture(self._scope).added_since(self._before)
+            added = HostState.capture(self._scope, ignored).added_since(self._before)
             if not added or time.monotonic() > deadline:
                 return added
             time.sleep(0.05)  # the disappearance of mounts and groups has no event
 
-    def assert_clean(self, *, settle_s: float = SETTLE_S) -> None:
+    def assert_clean(self, *, settle_s: float = SETTLE_S, ignored: Collection[int] = ()) -> None:
         """Raises AssertionError listing everything that was left over."""
-        added = self.leaks(settle_s=settle_s)
+        added = self.leaks(settle_s=settle_s, ignored=ignored)
         assert not added, "Left over after the test:\n  " + "\n  ".join(added)
 
 
