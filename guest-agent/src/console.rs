@@ -46,7 +46,12 @@ pub fn attach() {
 /// From here on a panic is told on the console and ends the process, which as PID 1 ends the guest.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|info| {
-        let message = info.payload_as_str().unwrap_or("no reason given");
+        let payload = info.payload();
+        let message = payload
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("no reason given");
         let place = info.location().map_or_else(String::new, |location| {
             format!(" at {}:{}", location.file(), location.line())
         });

@@ -38,7 +38,6 @@ mod proto {
     include!(concat!(env!("OUT_DIR"), "/mod.rs"));
 }
 
-use std::os::fd::IntoRawFd;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -126,10 +125,11 @@ fn ttrpc_server(
 ) -> Result<ttrpc::r#async::Server> {
     let service = Arc::new(rpc::Service { sandbox, on_idle });
     let listener = vsock::listener(vsock::CONTROL_PORT).context("Listening on the control port")?;
-    let server =
-        ttrpc::r#async::Server::new().register_service(proto::agent_ttrpc::create_agent(service));
-    // SAFETY: the descriptor is a listening vsock socket and now belongs to the server.
-    unsafe { server.add_vsock_listener(listener.into_raw_fd()) }.context("Serving the control port")
+    let listener = Descriptor::new(listener).context("Registering the control port")?;
+    let incoming = ttrpc::r#async::transport::Listener::new(vsock::Incoming(listener));
+    Ok(ttrpc::r#async::Server::new()
+        .register_service(proto::agent_ttrpc::create_agent(service))
+        .add_listener(incoming))
 }
 
 async fn greet(start_ns: u64, library: Arc<Library>) {
@@ -145,7 +145,7 @@ async fn greet(start_ns: u64, library: Arc<Library>) {
 
 /// SIGTERM from inside, or the kernel's ctrl-alt-del (which it turns into SIGINT for PID 1).
 async fn power_off_request() {
-    // SAFETY of the choice: without this the kernel would restart the machine at once.
+    // Otherwise the kernel would restart the machine at once.
     let _ = nix::sys::reboot::set_cad_enabled(false);
     let (Ok(mut terminate), Ok(mut ctrl_alt_del)) = (
         signal(SignalKind::terminate()),

@@ -226,9 +226,12 @@ impl Sandbox {
 
     /// Applies new limits.
     pub async fn update(&self, id: &str, resources: &[u8]) -> Result<()> {
-        let resources = serde_json::from_slice(resources).map_err(|error| {
+        let resources: serde_json::Value = serde_json::from_slice(resources).map_err(|error| {
             AgentError::invalid(format!("linux.resources is not JSON: {error}"))
         })?;
+        if !resources.is_object() {
+            return Err(AgentError::invalid("linux.resources is not an object"));
+        }
         let cgroup = self.with_container(id, |container| Ok(container.cgroup.clone()))?;
         self.oci.update(&cgroup, resources).await
     }

@@ -1,8 +1,11 @@
 //! vsock sockets of the agent: the ports of the contract, listeners, and the one connection to the host.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
+use futures_core::Stream;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, connect, listen, socket,
@@ -27,16 +30,27 @@ pub fn listener(port: u32) -> io::Result<OwnedFd> {
 
 /// Accepts the next connection.
 pub async fn accept(listener: &Descriptor) -> io::Result<Descriptor> {
-    let raw = listener
-        .when_readable(|fd| {
-            Ok(accept4(
-                fd.as_raw_fd(),
-                SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-            )?)
-        })
-        .await?;
+    let connection = listener.when_readable(accept_now).await?;
+    Descriptor::new(connection)
+}
+
+fn accept_now(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let raw = accept4(listener.as_raw_fd(), flags)?;
     // SAFETY: accept4 has just made this descriptor; nobody else owns it.
-    Descriptor::new(unsafe { OwnedFd::from_raw_fd(raw) })
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// The connections of a listener as the stream that the ttrpc server wants.
+pub struct Incoming(pub Descriptor);
+
+impl Stream for Incoming {
+    type Item = io::Result<Descriptor>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let accepted = ready!(self.0.poll_when_readable(cx, accept_now));
+        Poll::Ready(Some(accepted.and_then(Descriptor::new)))
+    }
 }
 
 /// Connects to a port of the host.

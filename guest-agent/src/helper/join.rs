@@ -92,7 +92,7 @@ pub fn run(
             )
         })
         .transpose()
-        .map_err(|errno| words(errno))?;
+        .map_err(words)?;
     let pid = clone_into(cgroup.as_ref())?;
     if pid == 0 {
         let send = channel.map(|(_, send)| send);
