@@ -3,10 +3,12 @@
 import argparse
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from types import FrameType
 
 from rootfs.errors import RootfsError
 
@@ -96,9 +98,7 @@ def _cache(arguments: argparse.Namespace) -> None:
     sys.stdout.write(f"{cache.root}\n")
     for info in infos:
         used = datetime.fromtimestamp(info.last_used).strftime("%Y-%m-%d %H:%M")
-        sys.stdout.write(
-            f"{info.size_bytes / 2**20:9.1f} MiB  used {used}  {info.name}/{info.path.name}\n"
-        )
+        sys.stdout.write(f"{info.size_bytes / 2**20:9.1f} MiB  used {used}  {info.name}/{info.path.name}\n")
     sys.stdout.write(f"{sum(info.size_bytes for info in infos) / 2**20:9.1f} MiB in all\n")
 
 
@@ -147,10 +147,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _interrupt(number: int, _: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
 def main() -> int:
     """Run one verb. Errors of the tools become one message and status 1."""
     arguments = _parser().parse_args()
     os.chdir(layout.CHECKOUT)
+    # As an exception, so that a running command is ended and a half-made cache entry removed.
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         arguments.call(arguments)
     except (ToolError, RootfsError) as error:

@@ -13,6 +13,7 @@ from .progress import say, step
 
 KERNEL_SOURCE_PACKAGE = "linux-source-6.12"
 
+
 def kernel(cache: Cache, fragments: Path = kernel_build.FRAGMENTS) -> Path:
     """The cache entry of the guest kernel, built when fragments, source or compiler changed.
 
@@ -64,8 +65,9 @@ def guest_image(cache: Cache, agent: Path) -> Path:
     def build(output: Path) -> None:
         with step("Guest image: write initramfs"):
             size = image.write_image(agent, output / "initramfs.img")
-        say(f"Guest image: {size / 2**20:.1f} MiB unpacked, of {image.MAX_UNPACKED_BYTES / 2**20:.0f} allowed")
+        say(
+            f"Guest image: {size / 2**20:.1f} MiB unpacked, of {image.MAX_UNPACKED_BYTES / 2**20:.0f} allowed"
+        )
 
     inputs = {"agent": digest_files([agent], agent.parent), "builder": str(image.BUILDER_VERSION)}
     return cache.entry("guest-image", inputs, build) / "initramfs.img"
-

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import layout, launchers, venv
+from . import launchers, layout, venv
 from .errors import InstallError
 from .progress import capture, run, say, step
 
@@ -39,7 +39,7 @@ _NOT_INSTALLED = shutil.ignore_patterns("native", "__pycache__", "*.pyc", "*.pro
 
 @dataclass(frozen=True)
 class Destination:
-    """Where to install. `python` is the interpreter of the launchers; `destdir` None means the machine itself."""
+    """Where to install. `python` is the launchers' interpreter; `destdir` None means the machine itself."""
 
     prefix: Path
     destdir: Path | None
@@ -153,9 +153,12 @@ def _stage_packages(staging: Path, python_version: str) -> None:
     log = layout.LOGS / "install.log"
     with step(f"Install: collect the pinned packages for Python {python_version}"):
         run(
-            [layout.VENV_PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps"]
-            + ["--require-hashes", "--only-binary=:all:", "--no-compile", "--python-version", python_version]
-            + ["--implementation", "cp", "--target", staging, "-r", venv.RUNTIME_LOCK],
+            [
+                *(layout.VENV_PYTHON, "-m", "pip", "install", "--disable-pip-version-check"),
+                *("--no-deps", "--no-compile", "--require-hashes", "--only-binary=:all:"),
+                *("--implementation", "cp", "--python-version", python_version),
+                *("--target", staging, "-r", venv.RUNTIME_LOCK),
+            ],
             log=log,
         )
     shutil.rmtree(staging / "bin", ignore_errors=True)
@@ -170,7 +173,9 @@ def _python_version(python: Path) -> str:
     text = capture([python, "-I", "-S", "-c", code]).strip()
     major, minor = map(int, text.split("."))
     if (major, minor) < (3, 11):
-        raise InstallError(f"System Python {python} is {text}; Strato needs 3.11, name another with INSTALL_PYTHON=")
+        raise InstallError(
+            f"System Python {python} is {text}; Strato needs 3.11, name another with INSTALL_PYTHON="
+        )
     return text
 
 
@@ -190,7 +195,9 @@ def _read_manifest(destination: Destination) -> dict[str, dict[str, str]]:
     try:
         manifest: dict[str, dict[str, str]] = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise InstallError(f"No installation in {destination.real(destination.prefix)}: {path} is missing") from error
+        raise InstallError(
+            f"No installation in {destination.real(destination.prefix)}: {path} is missing"
+        ) from error
     return manifest
 
 

@@ -1,8 +1,8 @@
 """The generated programs: `containerd-shim-strato-v2`, `strato-vmm`, `strato`.
 
-A console-script entry point of pip costs 20 ms before it does anything, because it looks for the package and runs
-`site`. These have the interpreter in the shebang with -I (no environment, no user folders) and -S (no
-site), and the search path written into them.
+A console-script entry point of pip costs 20 ms before it does anything, because it looks for the package
+and runs `site`. These have the interpreter in the shebang with -I (no environment, no user folders) and
+-S (no site), and the search path written into them.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,9 @@ from . import layout, venv
 from .progress import run, step
 
 _PIP_TOOLS = ("pip==25.3", "pip-tools==7.5.2")
-_LINE_WITH_HOST = re.compile(r"^\s*(--index-url|--extra-index-url|--trusted-host|--find-links)\b.*\n", re.MULTILINE)
+_LINE_WITH_HOST = re.compile(
+    r"^\s*(--index-url|--extra-index-url|--trusted-host|--find-links)\b.*\n", re.MULTILINE
+)
 
 
 def refresh() -> None:
@@ -25,10 +27,12 @@ def refresh() -> None:
     for output, extras in ((venv.RUNTIME_LOCK, ("grpc",)), (venv.LOCK, ("grpc", "test"))):
         with step(f"Lock: {output.name}"):
             run(
-                [python, "-m", "piptools", "compile", "-q", "--generate-hashes", "--allow-unsafe"]
-                + ["--strip-extras", "--no-emit-index-url", "--no-emit-trusted-host", "--no-header"]
-                + [f"--extra={extra}" for extra in extras]
-                + ["-o", output, "pyproject.toml"],
+                [
+                    *(python, "-m", "piptools", "compile", "-q", "--generate-hashes", "--allow-unsafe"),
+                    *("--strip-extras", "--no-emit-index-url", "--no-emit-trusted-host", "--no-header"),
+                    *(f"--extra={extra}" for extra in extras),
+                    *("-o", output, "pyproject.toml"),
+                ],
                 log=log,
                 cwd=layout.CHECKOUT,
             )

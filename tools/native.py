@@ -37,9 +37,10 @@ def build_host(cache: Cache) -> dict[str, Path]:
     with host_workspace(cache) as target, step("Native: strato-launch, strato-holder, libstrato_sys.so"):
         log = layout.LOGS / "native.log"
         environment = {"CARGO_TARGET_DIR": str(target)}
-        common = ["nice", "cargo", "build", "--locked", "--manifest-path", layout.NATIVE / "Cargo.toml"]
+        common = ("nice", "cargo", "build", "--locked")
+        programs = ("-p", "strato-launch", "-p", "strato-holder")
         run(
-            [*common, "--profile", "static", "--target", TARGET, "-p", "strato-launch", "-p", "strato-holder"],
+            [*common, "--profile", "static", "--target", TARGET, *programs],
             log=log,
             cwd=layout.NATIVE,
             env={**environment, "RUSTFLAGS": _STATIC_FLAGS},
@@ -71,8 +72,10 @@ def vhost_device_vsock(cache: Cache) -> Path:
     def build(output: Path) -> None:
         with step(f"Crate: vhost-device-vsock {VHOST_DEVICE_VSOCK}"):
             run(
-                ["nice", "cargo", "install", "--locked", "--root", output, "--no-track"]
-                + ["--version", VHOST_DEVICE_VSOCK, "vhost-device-vsock"],
+                [
+                    *("nice", "cargo", "install", "--locked", "--no-track", "--root", output),
+                    *("--version", VHOST_DEVICE_VSOCK, "vhost-device-vsock"),
+                ],
                 log=layout.LOGS / "vhost-device-vsock.log",
                 env={"CARGO_PROFILE_RELEASE_STRIP": "true", "CARGO_TARGET_DIR": str(output / "target")},
             )

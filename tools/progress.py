@@ -7,6 +7,7 @@ their last lines are shown when they fail, with the command in a form that can b
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -65,13 +66,15 @@ def run(
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                # A group of its own, so that make's or cargo's children end with it.
+                process_group=0,
             )
         except OSError as error:
             raise CommandError(f"Cannot start {command[0]!r}: {error.strerror}") from error
         try:
             status = _wait(process, Path(command[0]).name, log)
         except BaseException:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise
     if status != 0:

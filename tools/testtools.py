@@ -82,8 +82,9 @@ def ensure(cache: Cache, *, full: bool = False) -> None:
     if not full:
         # What test-full linked stays: those versions do no harm here and were expensive.
         entries = {**_linked_extras(entries), **entries}
-    for stale in set(layout.TEST_TOOLS.iterdir()) - {layout.TEST_TOOLS / name for name in entries}:
-        stale.unlink()
+    for place in layout.TEST_TOOLS.iterdir():
+        if place.is_symlink() and place.name not in entries:
+            place.unlink()
     for name, entry in entries.items():
         link(entry, layout.TEST_TOOLS / name)
 

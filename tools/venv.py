@@ -27,8 +27,10 @@ def ensure() -> None:
             run([sys.executable, "-m", "venv", "--clear", layout.VENV], log=log)
     with step("Python environment: install the locked packages"):
         run(
-            [layout.VENV_PYTHON, "-m", "pip", "install", "--disable-pip-version-check"]
-            + ["--require-hashes", "--only-binary=:all:", "-r", LOCK],
+            [
+                *(layout.VENV_PYTHON, "-m", "pip", "install", "--disable-pip-version-check"),
+                *("--require-hashes", "--only-binary=:all:", "-r", LOCK),
+            ],
             log=log,
         )
     _STAMP.write_text(wanted)

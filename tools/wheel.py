@@ -6,12 +6,17 @@ from .progress import run, say, step
 
 
 def build_wheel() -> None:
-    """Build the wheel with the environment's own build backend, so that nothing is fetched. Raises CommandError."""
+    """Build the wheel with the environment's own build backend, so that nothing is fetched.
+
+    Raises CommandError.
+    """
     product.environment()
     with native.host_workspace(Cache()) as target, step("Wheel: build into dist/"):
         run(
-            [layout.VENV_PYTHON, "-m", "pip", "wheel", "--disable-pip-version-check"]
-            + ["--no-deps", "--no-build-isolation", "--wheel-dir", layout.DIST, "."],
+            [
+                *(layout.VENV_PYTHON, "-m", "pip", "wheel", "--disable-pip-version-check"),
+                *("--no-deps", "--no-build-isolation", "--wheel-dir", layout.DIST, "."),
+            ],
             log=layout.LOGS / "wheel.log",
             cwd=layout.CHECKOUT,
             env={"CARGO_TARGET_DIR": str(target)},

@@ -1,1 +1,1 @@
-"""The guest kernel: `config` (fragments, pure), `build` (source to vmlinux), `attribution` and `report` (cost)."""
+"""The guest kernel: `config` (fragments), `build` (source to vmlinux), `attribution` and `report` (cost)."""

@@ -19,10 +19,13 @@ CORE = "core"
 
 # include/linux/init.h: __initcall_name(prefix, __iid, id) with __initcall_id() built on KBUILD_MODNAME.
 _INITCALL = re.compile(
-    r"(?P<path>[^:]+\.o):\S* \S __initcall__kmod_\S+?__\d+_\d+_(?P<function>\w+?)(?:early|rootfs|con|[0-7]s?)$"
+    r"(?P<path>[^:]+\.o):\S* \S __initcall__kmod_\S+?__\d+_\d+_"
+    r"(?P<function>\w+?)(?:early|rootfs|con|[0-7]s?)$"
 )
 _SIZE = re.compile(r"\s*(?P<text>\d+)\s+(?P<data>\d+)\s+(?P<bss>\d+)\s+\d+\s+\S+\s+(?P<path>\S+\.o) \(ex ")
-_RULE = re.compile(r"^(?P<name>[\w-]+)-(?:\$\(CONFIG_(?P<symbol>\w+)\)|y|objs)\s*[+:]?=\s*(?P<targets>.*)$", re.M)
+_RULE = re.compile(
+    r"^(?P<name>[\w-]+)-(?:\$\(CONFIG_(?P<symbol>\w+)\)|y|objs)\s*[+:]?=\s*(?P<targets>.*)$", re.M
+)
 
 
 class Makefiles:
@@ -96,7 +99,9 @@ class Attribution:
         return next((self._asked[symbol] for symbol in symbols if symbol in self._asked), CORE)
 
 
-def measure(tree: Path, objects: Path, fragments: Sequence[Fragment]) -> tuple[dict[str, str], dict[str, int]]:
+def measure(
+    tree: Path, objects: Path, fragments: Sequence[Fragment]
+) -> tuple[dict[str, str], dict[str, int]]:
     """Initcall function to fragment, and fragment to bytes (text, data, bss), of a built kernel."""
     attribution = Attribution(Makefiles.of_tree(tree), fragments)
     # A thin archive of every object that is linked, with paths relative to the object tree.

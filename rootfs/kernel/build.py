@@ -89,7 +89,7 @@ def _unpack(archive: Path, work: Path) -> Path:
 
 def _make(tree: Path, objects: Path, work: Path, *targets: str) -> None:
     run(
-        ["nice", "make", "-C", tree, f"O={objects}", "-s", *targets],
+        ["nice", "make", "-C", tree, f"O={objects}", *targets],
         log=work / "build.log",
         env=_ENVIRONMENT,
     )
@@ -140,6 +140,4 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def compiler_version() -> str:
     """The versions of compiler and linker, a part of the cache key."""
-    return "\n".join(
-        capture([program, "--version"]).splitlines()[0] for program in ("gcc", "ld", "lz4")
-    )
+    return "\n".join(capture([program, "--version"]).splitlines()[0] for program in ("gcc", "ld", "lz4"))
