@@ -145,6 +145,7 @@ class Container:
                 await self.sandbox.bring_up_network(self)
             else:
                 await process.connect_io()
+            process.io.start_input()
             await self.sandbox.agent.start_container(self.id, exec_id)
         except BaseException:
             # Nothing ran, so there is no exit event; waiters are released all the same.

@@ -53,7 +53,7 @@ class Endpoint:
 
 @dataclass
 class Endpoints:
-    """The opened streams of one process, by name (stdin, stdout, stderr)."""
+    """The opened outputs of one process, by name (stdout, stderr)."""
 
     streams: dict[str, Endpoint] = field(default_factory=dict)
     logger_pid: int = 0
@@ -108,11 +108,9 @@ def _append(path: str) -> int:
 async def open_endpoints(
     request: StdioRequest, *, container_id: str, namespace: str, reaper: launch.Reaper
 ) -> Endpoints:
-    """Open everything *request* names. Raises HostError, InvalidArgumentError, DeadlineError (logger)."""
+    """Open the outputs *request* names. Raises HostError, InvalidArgumentError, DeadlineError (logger)."""
     opened = Endpoints()
     try:
-        if request.stdin:
-            opened.streams["stdin"] = open_input(request.stdin)
         scheme = urlsplit(request.stdout).scheme if "://" in request.stdout else "fifo"
         if scheme in ("binary", "binary-v2"):
             await _start_logger(opened, request, container_id, namespace, reaper)

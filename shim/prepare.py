@@ -7,7 +7,6 @@ to Create, so the first error is kept in `error` and raised there.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import socket
@@ -56,6 +55,8 @@ class Preparation:
         self.shared: Any = None
         self.holder_pid = 0
         self.taps: list[Any] = []
+        """The spare NICs by name and MAC; their descriptors are the VMM's once it runs."""
+        self._tap_fds: list[int] = []
         self.vmm_pid = 0
         self.vmm_log: int = -1
         """Read end of strato-vmm's stderr."""
@@ -112,12 +113,14 @@ class Preparation:
 
     def close(self) -> None:
         """Close descriptors that nobody took over. May be called twice."""
-        for tap in self.taps:
-            with contextlib.suppress(OSError):
-                os.close(tap.fd)
-        self.taps = []
+        self._close_tap_fds()
         if self.hello_listener is not None:
             self.hello_listener.close()
+
+    def _close_tap_fds(self) -> None:
+        # Each number once: it may belong to something else already.
+        while self._tap_fds:
+            os.close(self._tap_fds.pop())
 
     # The steps, in order.
 
@@ -204,6 +207,7 @@ class Preparation:
         netns_fd = os.open(f"/proc/{self.holder_pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             self.taps = network.open_spare_taps(netns_fd, self.settings.vm.spare_nics)
+            self._tap_fds = [tap.fd for tap in self.taps]
         finally:
             os.close(netns_fd)
 
@@ -236,8 +240,7 @@ class Preparation:
             qmp_listener.close()
         self.vmm_log = reading
         # The VMM holds the taps now; they vanish with it.
-        for tap in self.taps:
-            os.close(tap.fd)
+        self._close_tap_fds()
 
     def _vm_config(self, vcpus: int, memory_mib: int) -> bytes:
         import json

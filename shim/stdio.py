@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from . import launch
 from .agent_proto import client as agent_client
-from .endpoints import Endpoint, Endpoints, StdioRequest, open_endpoints
+from .endpoints import Endpoint, Endpoints, StdioRequest, open_endpoints, open_input
 from .log import fields
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ class ProcessIo:
         self._exit_counts: dict[str, int] = {}
         self._eof_known: set[str] = set()
         self._close_requested = False
+        self._stdin_guest: socket.socket | None = None
         self._stdin_ended: Callable[[int], None] | None = None
 
     async def open(self, *, container_id: str, namespace: str) -> None:
@@ -133,16 +134,17 @@ class ProcessIo:
 
     def wants(self, name: str) -> bool:
         """Whether stream *name* is connected to anything."""
+        if name == "stdin":
+            return bool(self.request.stdin)
         return self._endpoints is not None and name in self._endpoints.streams
 
     async def connect(self, vsock_path: str, prefix: str, *, stdin_ended: Callable[[int], None]) -> None:
-        """Connect the guest's streams "<prefix>/<name>" and start moving bytes.
+        """Connect the guest's streams "<prefix>/<name>" and start to move output.
 
         *stdin_ended* is called with the number of bytes once input has ended. Raises SandboxError.
         """
         self._stdin_ended = stdin_ended
-        assert self._endpoints is not None
-        names = list(self._endpoints.streams)
+        names = [name for name in ("stdin", "stdout", "stderr") if self.wants(name)]
         sockets = await asyncio.gather(
             *(agent_client.connect_stream(vsock_path, f"{prefix}/{name}") for name in names),
             return_exceptions=True,
@@ -155,25 +157,42 @@ class ProcessIo:
             raise failures[0]
         for name, guest in zip(names, sockets, strict=True):
             assert isinstance(guest, socket.socket)
-            self._start(name, guest)
+            if name == "stdin":
+                self._stdin_guest = guest
+            else:
+                self._start_output(name, guest)
 
-    def _start(self, name: str, guest: socket.socket) -> None:
+    def _start_output(self, name: str, guest: socket.socket) -> None:
         assert self._endpoints is not None
         endpoint = self._endpoints.streams.pop(name)
         stream = _Stream(self._hub, endpoint, guest)
         self._streams[name] = stream
-        if name == "stdin":
-            stream.start(endpoint.fd, guest.fileno(), self._stdin_event, output=False)
-            if self._close_requested:
-                stream.close_spare()
-        else:
-            stream.start(
-                guest.fileno(), endpoint.fd, lambda event: self._output_event(name, event), output=True
-            )
+        stream.start(guest.fileno(), endpoint.fd, lambda event: self._output_event(name, event), output=True)
+        stream.close_endpoint_descriptor()
+        if name in self._eof_known:
+            stream.limit(self._exit_counts[name])
+
+    def start_input(self) -> None:
+        """Open stdin and start to move input; called by Start. Raises HostError.
+
+        Not at Create: a client's writing end opens, and its copying begins, when a reader opens the fifo.
+        containerd's `ctr` calls CloseIO at the end of its input only if its Create has returned by then.
+        """
+        guest, self._stdin_guest = self._stdin_guest, None
+        if guest is None:
+            return
+        try:
+            endpoint = open_input(self.request.stdin)
+        except BaseException:
+            guest.close()
+            raise
+        stream = _Stream(self._hub, endpoint, guest)
+        self._streams["stdin"] = stream
+        stream.start(endpoint.fd, guest.fileno(), self._stdin_event, output=False)
         # From here on the pump's copies are the only ones, so that an end is an end.
         stream.close_endpoint_descriptor()
-        if name in self._exit_counts and name in self._eof_known:
-            stream.limit(self._exit_counts[name])
+        if self._close_requested:
+            stream.close_spare()
 
     def close_stdin(self) -> None:
         """CloseIO: input ends once the client has closed its end too and everything was read."""
@@ -181,8 +200,6 @@ class ProcessIo:
         stream = self._streams.get("stdin")
         if stream is not None:
             stream.close_spare()
-        elif self._endpoints is not None and "stdin" in self._endpoints.streams:
-            self._endpoints.streams["stdin"].close_spare()
 
     def end_of_stream(self, name: str, total: int) -> None:
         """The guest says that output *name* ends after *total* bytes."""
@@ -223,6 +240,9 @@ class ProcessIo:
         """Close everything; end a logger. May be called twice."""
         for stream in self._streams.values():
             stream.close()
+        if self._stdin_guest is not None:
+            self._stdin_guest.close()
+            self._stdin_guest = None
         if self._endpoints is not None:
             self._endpoints.close()
             if self._endpoints.logger_pid:
