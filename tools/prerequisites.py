@@ -32,7 +32,7 @@ TOOLCHAINS = (
     Toolchain(
         "cargo",
         ("--version",),
-        (1, 85, 0),
+        (1, 88, 0),
         "install Rust with rustup (https://rustup.rs), or 'rustup update stable'; Debian 12's own is too old",
     ),
     Toolchain(
