@@ -5,6 +5,7 @@ Pure readers; nothing here changes the host. A process that vanishes while it is
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,21 @@ def unix_sockets(*prefixes: str) -> set[str]:
         directory = Path(prefix)
         with contextlib.suppress(OSError):
             found |= {str(entry) for entry in directory.iterdir() if entry.is_socket()}
+    return found
+
+
+def dead_sockets(directory: Path) -> set[str]:
+    """Socket files of a directory that nobody listens on any more."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for entry in directory.iterdir():
+            with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+                try:
+                    probe.connect(str(entry))
+                except ConnectionRefusedError:
+                    found.add(str(entry))
+                except OSError:
+                    continue
     return found
 
 

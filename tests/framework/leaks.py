@@ -15,7 +15,8 @@ from typing import Self
 
 from . import host
 
-SHIM_SOCKETS = "/run/containerd/s"
+# Shared by all daemons of a machine; a socket that is served belongs to a process, and those are compared.
+SHIM_SOCKETS = Path("/run/containerd/s")
 SETTLE_S = 15.0
 
 
@@ -55,7 +56,7 @@ class HostState:
             links=frozenset(host.links()),
             network_namespaces=frozenset(host.network_namespaces([os.getpid(), *tree])),
             cgroups=frozenset(host.cgroups(scope.cgroup)),
-            sockets=frozenset(host.unix_sockets(SHIM_SOCKETS, *scope.socket_directories)),
+            sockets=frozenset(host.dead_sockets(SHIM_SOCKETS) | host.unix_sockets(*scope.socket_directories)),
             state=state,
         )
 
