@@ -126,7 +126,9 @@ def describe(error: BaseException) -> str:
     """
     text = str(error) or type(error).__name__
     cause = error.__cause__
-    while cause is not None:
+    seen = {id(error)}
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
         part = str(cause) or type(cause).__name__
         if part not in text:
             text = f"{text}: {part}"

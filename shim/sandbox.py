@@ -237,8 +237,9 @@ class Sandbox:
                     seq = event.seq
                     self._on_event(event)
             except ShimError as error:
-                self.fail(error)
-                return
+                if not self.agent.closed.done() or isinstance(error, GuestProtocolError):
+                    self.fail(error)
+                return  # a lost connection is `_agent_lost`'s affair
 
     def _on_event(self, event: agent_pb2.Event) -> None:
         kind = event.WhichOneof("kind")
@@ -292,7 +293,7 @@ class Sandbox:
             await asyncio.wait([self._vm.ended], timeout=VM_END_TIMEOUT_S)
         if not self._closing and self.failure is None:
             error = self._agent.error if self._agent is not None else None
-            self.fail(SandboxError("Connection to the guest agent was lost") if error is None else error)
+            self.fail(error or SandboxError("Connection to the guest agent was lost"))
 
     def fail(self, error: Exception) -> None:
         """The sandbox cannot go on because of *error*: end the VM, every process is dead."""
@@ -343,23 +344,22 @@ class Sandbox:
                     raise
                 raise SandboxError(f"Container {container_id} cannot be created") from self.failure
         except (SandboxError, DeadlineError) as error:
-            raise await self._with_console(error) from error
+            tail = (await self._console_tail()).strip()
+            if not tail:
+                raise
+            told = type(error)(f"{describe(error)}; end of the guest's console:\n{tail}")
+            raise told from error
         finally:
             self._creating.discard(container_id)
             if not self.containers and not self._creating and self.failure is None and self._failed_first():
-                self.fail(SandboxError("First container could not be created"))
+                self.fail(SandboxError("The sandbox's first container could not be created"))
 
     def _failed_first(self) -> bool:
         # The VM was made for a container that never came to be.
         return self._vm is not None and self.phases.reached.get("container_ready") is None
 
-    async def _with_console(self, error: ShimError) -> ShimError:
-        tail = await self._vm.console_tail() if self._vm is not None else ""
-        if not tail.strip():
-            return error
-        told = type(error)(f"{describe(error)}; end of the guest's console:\n{tail.strip()}")
-        told.code = error.code
-        return told
+    async def _console_tail(self) -> str:
+        return await self._vm.console_tail() if self._vm is not None else ""
 
     async def _create(
         self, container_id: str, bundle: Path, rootfs: Sequence[Any], request: StdioRequest
