@@ -7,10 +7,10 @@ cores of our own will return one end of a socketpair and no process.
 
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from ..boards.base import DevicePlan
 from ..errors import HostError
@@ -30,9 +30,10 @@ class Backend:
     connection: socket.socket
 
 
-class BackendStarter(Protocol):
+class BackendStarter(ABC):
     """Starts the backend of one kind of device."""
 
+    @abstractmethod
     def start(self, device: DevicePlan, directory: Path, processes: ProcessTable) -> "PendingBackend":
         """Start serving; returns without waiting for the backend to be ready. Raises HostError."""
 

@@ -5,11 +5,11 @@ of their own (`Engine.kernel_arguments`), handed in so that the printed plan is 
 Nothing here does I/O.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
 
 from ..config import BoardName, DriveConfig, NetConfig, ShareConfig, VmConfig, VsockConfig
 from ..errors import ConfigError
@@ -86,11 +86,12 @@ class MachinePlan:
         return "\n".join(lines + [device.describe() for device in self.devices])
 
 
-class Board(Protocol):
+class Board(ABC):
     """A machine's shape."""
 
     name: BoardName
 
+    @abstractmethod
     def plan(self, config: VmConfig, engine_arguments: Sequence[str]) -> MachinePlan:
         """Lay out the machine. Raises ConfigError for what does not fit the board."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ..config import BoardName, VmConfig
 from ..errors import ConfigError
-from .base import DeviceKind, DevicePlan, DeviceSource, MachinePlan
+from .base import Board, DeviceKind, DevicePlan, DeviceSource, MachinePlan
 
 MAX_SLOTS = 32
 """Slots of the board; an engine may offer fewer."""
@@ -18,14 +18,11 @@ KERNEL_ARGUMENTS = (
     "quiet",  # printing the boot messages costs more than the boot
     "panic=-1",  # a panic resets at once; the engine has seen it by pvpanic before
     "reboot=t",  # triple fault: the shortest way to a reset
-    "root=/dev/ram0",
     "cryptomgr.notests",
-    "random.trust_cpu=on",
-    "no_timer_check",
 )
 
 
-class MicrovmBoard:
+class MicrovmBoard(Board):
     """See the module's docstring."""
 
     name = BoardName.MICROVM

@@ -1,10 +1,15 @@
 """Building QMP events."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from .protocol import Message
+
+TYPE_CHECKING = False  # importing typing costs 4 ms of strato-vmm's start
+if TYPE_CHECKING:
+    from typing import Any
 
 # What QEMU documents as the members of each event; anything else an engine adds stays inside.
 _MEMBERS = {

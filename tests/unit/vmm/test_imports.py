@@ -22,6 +22,8 @@ FORBIDDEN = {
     "threading",
     "concurrent",
     "cffi",
+    "typing",
+    "shutil",
 }
 
 
