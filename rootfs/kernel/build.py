@@ -120,7 +120,7 @@ def _collect(
     _write_json(output / "initcalls.json", owners)
     _write_json(output / "sizes.json", sizes)
     # The VMM loads segments, not symbols: without them there is less to read at every start.
-    run(["strip", "-s", "-o", output / "vmlinux", objects / "vmlinux"], log=output.parent / "strip.log")
+    run(["strip", "-s", "-o", output / "vmlinux", objects / "vmlinux"], log=objects.parent / "strip.log")
     shutil.copy(objects / "arch/x86/boot/bzImage", output / "bzImage")
     shutil.copy(objects / ".config", output / "config")
     shutil.copy(objects / "System.map", output / "System.map")
