@@ -5,6 +5,7 @@
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -214,6 +215,7 @@ fn spawn_helper() -> Result<Descriptor> {
     .context("Making a socketpair")?;
     // Its exit is seen, and ignored, by the reaper.
     Command::new("/proc/self/exe")
+        .arg0("strato-agent")
         .arg(SUBCOMMAND)
         .stdin(Stdio::from(theirs))
         .spawn()

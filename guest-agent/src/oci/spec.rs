@@ -43,6 +43,7 @@ impl ContainerSpec {
             )));
         }
         adapt_linux(&mut json, container_id)?;
+        adapt_mounts(&mut json);
         let process = json
             .get_mut("process")
             .ok_or_else(|| AgentError::invalid("process is missing"))?;
@@ -133,6 +134,31 @@ fn adapt_linux(json: &mut Value, container_id: &str) -> Result<()> {
         memory.remove("swappiness");
     }
     Ok(())
+}
+
+/// Options of the runtime spec that the library would hand to the file system, which knows nothing of them.
+fn adapt_mounts(json: &mut Value) {
+    let mounts = json.get_mut("mounts").and_then(Value::as_array_mut);
+    for mount in mounts.into_iter().flatten() {
+        let Some(options) = mount.get_mut("options").and_then(Value::as_array_mut) else {
+            continue;
+        };
+        // About kernel log lines and NFS change counters: nothing that a container could observe.
+        options.retain(|option| {
+            !matches!(
+                option.as_str(),
+                Some("loud" | "silent" | "iversion" | "noiversion")
+            )
+        });
+        for option in options {
+            // The library has the recursive form only; on a mount without others below it, it is the same.
+            match option.as_str() {
+                Some("nosymfollow") => *option = json!("rnosymfollow"),
+                Some("symfollow") => *option = json!("rsymfollow"),
+                _ => {}
+            }
+        }
+    }
 }
 
 fn adapt_process(
@@ -251,6 +277,14 @@ mod tests {
         assert!(!parsed.own_user_namespace);
         assert_eq!(parsed.owner, (7, 0));
         fs::remove_dir_all(root).expect("clean up");
+    }
+
+    #[test]
+    fn adapt_mounts_translates_what_the_library_does_not_know() {
+        let mut spec = json!({"mounts": [{"options": ["ro", "silent", "nosymfollow"]}, {"destination": "/x"}]});
+        adapt_mounts(&mut spec);
+        assert_eq!(spec["mounts"][0]["options"], json!(["ro", "rnosymfollow"]));
+        adapt_mounts(&mut json!({"mounts": 3}));
     }
 
     #[test]

@@ -99,13 +99,17 @@ impl Failure {
             Self::Explained(text) => return text.clone(),
             Self::Traced(hints) => hints,
         };
-        // libcontainer's words for the one step whose errors it does not name.
+        // libcontainer's words for two steps whose errors it returns without a name.
         if let Some(hint) = hints
             .iter()
             .find(|hint| hint.starts_with("failed to chdir"))
         {
-            return format!("cwd {cwd:?}: {}", errno_in_words(hint));
+            return format!("cwd {cwd:?}: {}", reason_in(hint));
         }
+        if let Some(text) = failed_mount(hints) {
+            return text;
+        }
+        let library = library.trim_start_matches(LIBRARY_PREFIX);
         match hints.first() {
             Some(first) if !library.contains(first.as_str()) => format!("{first}: {library}"),
             _ => library.to_owned(),
@@ -113,13 +117,47 @@ impl Failure {
     }
 }
 
-/// "… e=ENOENT" as people read it.
-fn errno_in_words(hint: &str) -> &str {
-    let name = hint.rsplit('=').next().unwrap_or(hint);
+/// What libcontainer puts before every error of init.
+const LIBRARY_PREFIX: &str =
+    "failed to create container: exec process failed with error error in executing process : ";
+
+/// Which mount failed, from the hints "failed to mount Mount { destination: …" and the one behind it.
+fn failed_mount(hints: &[String]) -> Option<String> {
+    let at = hints
+        .iter()
+        .position(|hint| hint.starts_with("failed to mount Mount {"))?;
+    let hint = &hints[at];
+    let between = |from: &str, to: &str| {
+        let rest = &hint[hint.find(from)? + from.len()..];
+        Some(&rest[..rest.find(to)?])
+    };
+    let destination = between("destination: \"", "\"")?;
+    let kind = between("typ: Some(\"", "\"").unwrap_or("no type");
+    let source = between("source: Some(\"", "\"").unwrap_or("none");
+    let options = between("options: Some([", "])").unwrap_or_default();
+    // The next hint carries the system's error in Rust's notation.
+    let reason = hints.get(at + 1).map_or("failed", |next| reason_in(next));
+    Some(format!(
+        "mount on {destination:?} (type {kind}, source {source:?}, options [{options}]): {reason}"
+    ))
+}
+
+/// The system's error in a hint: `e=ENOENT`, `Nix(ENOENT)` or `Os { code: 2, …, message: "No such file …" }`.
+fn reason_in(hint: &str) -> &str {
+    if let Some((_, rest)) = hint.rsplit_once("message: \"") {
+        return rest.split('"').next().unwrap_or(rest);
+    }
+    let name = match hint.rsplit_once("Nix(") {
+        Some((_, rest)) => rest.split(')').next().unwrap_or(rest),
+        None => hint.rsplit('=').next().unwrap_or(hint),
+    };
     match name {
         "ENOENT" => "no such file or directory",
         "ENOTDIR" => "not a directory",
-        "EACCES" | "EPERM" => "permission denied",
+        "EACCES" => "permission denied",
+        "EPERM" => "operation not permitted",
+        "EINVAL" => "invalid argument (unknown option or type?)",
+        "ENODEV" => "unknown file system type",
         "ELOOP" => "too many symbolic links",
         other => other,
     }
@@ -184,6 +222,28 @@ mod tests {
         assert_eq!(
             failure.in_words("failed syscall", "/nope"),
             "cwd \"/nope\": no such file or directory"
+        );
+    }
+
+    #[test]
+    fn in_words_names_a_bad_mount() {
+        let failure = |reason: &str| {
+            Failure::Traced(vec![
+                "failed to canonicalize".to_owned(),
+                "failed to mount Mount { destination: \"/m\", typ: Some(\"bind\"), source: Some(\"/s\"), \
+                 options: Some([\"rbind\", \"ro\"]), uid_mappings: None }: syscall"
+                    .to_owned(),
+                reason.to_owned(),
+            ])
+        };
+        let head = "mount on \"/m\" (type bind, source \"/s\", options [\"rbind\", \"ro\"]): ";
+        assert_eq!(
+            failure("x: err=Mount(Syscall(Nix(ENOENT)))").in_words("", "/"),
+            format!("{head}no such file or directory")
+        );
+        assert_eq!(
+            failure("x: err=Mount(Io(Os { code: 5, message: \"I/O error\" }))").in_words("", "/"),
+            format!("{head}I/O error")
         );
     }
 
