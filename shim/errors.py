@@ -11,6 +11,7 @@
     ├── WrongStateError            UNKNOWN             same, where containerd expects an unknown error
     ├── UnimplementedError         UNIMPLEMENTED
     ├── DeadlineError              DEADLINE_EXCEEDED
+    ├── RevokedError               CANCELLED           a Delete overtook the Create
     ├── HostError                  INTERNAL            the host refuses: a missing file, no memory
     ├── SandboxError               UNAVAILABLE         the VM failed or is gone
     │   └── GuestProtocolError                         the guest broke the protocol
@@ -90,6 +91,10 @@ class WrongStateError(ShimError):
 
 class UnimplementedError(ShimError):
     code = Code.UNIMPLEMENTED
+
+
+class RevokedError(ShimError):
+    code = Code.CANCELLED
 
 
 class DeadlineError(ShimError):

@@ -1,19 +1,18 @@
 """One sandbox: its VM, the connection to its agent, its containers. The only writer of their state.
 
-Made by server.py from a Preparation; lives until Shutdown. The story of a sandbox is `_boot` (the guest
-says hello, the agent is connected, events flow), `create` per container, `_fail` when the VM is lost, and
-`shut_down`.
+Made by server.py from a Preparation; lives until Shutdown. The story of a sandbox is `_boot_guest` (the
+guest says hello, the agent is connected, events flow), then creation.py and container.py per container,
+`fail` when the VM is lost, and `shut_down`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +21,16 @@ from google.protobuf.message import Message
 from . import launch, state
 from .agent_proto import client as agent_client
 from .agent_proto.generated import agent_pb2
-from .container import Container, ExitInfo, Process, wanted_stdio
-from .endpoints import StdioRequest
-from .errors import (
-    AlreadyExistsError,
-    DeadlineError,
-    GuestProtocolError,
-    NotFoundError,
-    SandboxError,
-    ShimError,
-    describe,
-)
+from .container import Container, ExitInfo, Process
+from .creation import Creation
+from .errors import GuestProtocolError, NotFoundError, SandboxError, ShimError, describe
 from .events import EventPublisher
-from .layout import GUEST_NETNS, GUEST_ROOTFS, GUEST_VOLUMES
+from .layout import GUEST_ROOTFS, GUEST_VOLUMES
 from .log import fields
 from .prepare import Preparation
 from .protos.generated import events_pb2
-from .states import Action, State
-from .stdio import ProcessIo, PumpHub
+from .states import State
+from .stdio import PumpHub
 from .vm import VirtualMachine
 
 EVENTS_WAIT_MS = 60_000
@@ -75,9 +66,9 @@ class Sandbox:
         self._hello: Any = None
         self._boot: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._creating: set[str] = set()
         self._network_up = False
         self._closing = False
+        self.creation = Creation(self)
         self._state = state.StateFile(self.layout.root)
         self._adopt_holder()
         if preparation.started:
@@ -156,9 +147,21 @@ class Sandbox:
     # Boot.
 
     def _adopt_holder(self) -> None:
-        pid = self.preparation.holder_pid
-        if pid:
-            self.reaper.watch(pid, lambda _: self._holder_ended(pid))
+        if self.preparation.holder_pid:
+            self.watch_holder(self.preparation.holder_pid)
+
+    def watch_holder(self, pid: int) -> None:
+        """End the container of holder *pid* when that dies."""
+        self.reaper.watch(pid, lambda _: self._holder_ended(pid))
+
+    def start_vm(self, bundle: Path, container_id: str) -> None:
+        """Start the VM for its first container, if it was not started before the shim served."""
+        if self.preparation.error is not None:
+            raise self.preparation.error
+        if self._vm is None:
+            self.preparation.start_vm(bundle, container_id)
+            self._adopt_holder()
+            self._adopt_vm()
 
     def _adopt_vm(self) -> None:
         self._vm = VirtualMachine(
@@ -217,12 +220,20 @@ class Sandbox:
             wall_clock_ns=time.time_ns(),
         )
 
-    async def _booted(self) -> None:
+    async def booted(self) -> None:
         """Wait for the boot. Raises SandboxError with the reason."""
+        if self._boot is not None and self.failure is None:
+            try:
+                await asyncio.shield(self._boot)
+            except asyncio.CancelledError:
+                if self.failure is None:
+                    raise
         if self.failure is not None:
-            raise self.failure
-        assert self._boot is not None
-        await asyncio.shield(self._boot)
+            raise SandboxError("Sandbox has failed") from self.failure
+
+    async def console_tail(self) -> str:
+        """The end of the guest's console; may be empty."""
+        return await self._vm.console_tail() if self._vm is not None else ""
 
     # What the guest reports.
 
@@ -295,6 +306,11 @@ class Sandbox:
             error = self._agent.error if self._agent is not None else None
             self.fail(error or SandboxError("Connection to the guest agent was lost"))
 
+    @property
+    def unused(self) -> bool:
+        """Whether the VM never had a container."""
+        return self._vm is not None and "container_ready" not in self.phases.reached
+
     def fail(self, error: Exception) -> None:
         """The sandbox cannot go on because of *error*: end the VM, every process is dead."""
         if self.failure is not None or self._closing:
@@ -323,157 +339,6 @@ class Sandbox:
             with contextlib.suppress(ShimError):
                 await self.agent.signal_process(container.id, "", 9, everything=True)
 
-    # Create and Delete.
-
-    async def create(
-        self, container_id: str, bundle: Path, rootfs: Sequence[Any], request: StdioRequest
-    ) -> Container:
-        """Create a container, booting the VM if it is the first. Raises ShimError, with the console's end."""
-        if container_id in self.containers or container_id in self._creating:
-            raise AlreadyExistsError(f"Container {container_id} exists already")
-        self._creating.add(container_id)
-        try:
-            timeout_s = self.settings.shim.create_timeout_s
-            try:
-                async with asyncio.timeout(timeout_s):
-                    return await self._create(container_id, bundle, rootfs, request)
-            except TimeoutError as error:
-                raise DeadlineError(f"Container {container_id} was not created in {timeout_s:g} s") from error
-            except asyncio.CancelledError:
-                if self.failure is None:
-                    raise
-                raise SandboxError(f"Container {container_id} cannot be created") from self.failure
-        except (SandboxError, DeadlineError) as error:
-            tail = (await self._console_tail()).strip()
-            if not tail:
-                raise
-            told = type(error)(f"{describe(error)}; end of the guest's console:\n{tail}")
-            raise told from error
-        finally:
-            self._creating.discard(container_id)
-            if not self.containers and not self._creating and self.failure is None and self._failed_first():
-                self.fail(SandboxError("The sandbox's first container could not be created"))
-
-    def _failed_first(self) -> bool:
-        # The VM was made for a container that never came to be.
-        return self._vm is not None and self.phases.reached.get("container_ready") is None
-
-    async def _console_tail(self) -> str:
-        return await self._vm.console_tail() if self._vm is not None else ""
-
-    async def _create(
-        self, container_id: str, bundle: Path, rootfs: Sequence[Any], request: StdioRequest
-    ) -> Container:
-        preparation = self.preparation
-        if preparation.error is not None:
-            raise preparation.error
-        first = not self.containers and preparation.params.id == container_id
-        if self._vm is None:
-            # There was no config.json when the shim was started.
-            preparation.start_vm(bundle, container_id)
-            self._adopt_holder()
-            self._adopt_vm()
-        if self.failure is not None:
-            raise SandboxError("Sandbox has failed") from self.failure
-        plan = preparation.plan if first else self._member_plan(bundle, container_id)
-        for item in plan.dropped:
-            _log.info("config.json: %s", item, extra=fields(container=container_id))
-        container = Container(self, container_id, bundle)
-        io = ProcessIo(self.hub, self.reaper, request)
-        try:
-            container.holder_pid = preparation.holder_pid if first else self._member_holder(container_id)
-            container.init = Process(container, "", io, container.holder_pid)
-            self._share_files(container_id, plan, rootfs)
-            await io.open(container_id=container_id, namespace=self.params.namespace)
-            await self._booted()
-            await self.agent.create_container(
-                agent_pb2.CreateContainerRequest(
-                    container_id=container_id,
-                    oci_spec=json.dumps(plan.spec).encode(),
-                    stdio=wanted_stdio(io, plan.spec["process"]),
-                ),
-                timeout_s=self.settings.shim.create_timeout_s,
-            )
-            self.phases.mark("container_ready")
-            self.containers[container_id] = container
-            await container.init.connect_io()
-        except BaseException:
-            self.containers.pop(container_id, None)
-            io.close()
-            await asyncio.shield(self._undo(container))
-            raise
-        self.save()
-        return container
-
-    def _member_plan(self, bundle: Path, container_id: str) -> Any:
-        from .oci import bundle as oci_bundle
-        from .oci import transform
-
-        return transform.transform(
-            oci_bundle.load(bundle),
-            transform.TransformContext(
-                container_id=container_id,
-                guest_rootfs=f"{GUEST_ROOTFS}/{container_id}",
-                guest_volumes=f"{GUEST_VOLUMES}/{container_id}",
-                guest_netns=GUEST_NETNS,
-                sandbox_member=True,
-                bundle=str(bundle),
-            ),
-        )
-
-    def _member_holder(self, container_id: str) -> int:
-        from vmm import paths
-
-        pid = launch.start_holder(
-            paths.library_dir() / "strato-holder",
-            netns=f"/proc/{self.preparation.holder_pid}/ns/net",
-            title=f"strato: {container_id}",
-            cgroups=self.preparation.cgroup.directories,
-            log_fd=2,
-        )
-        self.reaper.watch(pid, lambda _: self._holder_ended(pid))
-        return pid
-
-    def _share_files(self, container_id: str, plan: Any, rootfs: Sequence[Any]) -> None:
-        shared = self.preparation.shared
-        shared.add_rootfs(container_id, rootfs, None if rootfs else plan.rootfs_path)
-        for volume in plan.volumes:
-            shared.add_volume(container_id, volume)
-
-    async def _undo(self, container: Container) -> None:
-        """Take back what `create` did or `delete` leaves: in the guest, the shares, the holder."""
-        if self.alive:
-            with contextlib.suppress(ShimError):
-                await self.agent.remove_container(container.id)
-        try:
-            self.preparation.shared.remove_container(container.id)
-        except (OSError, ShimError) as error:
-            _log.warning("shared files stay: %s", describe(error), extra=fields(container=container.id))
-        pid, container.holder_pid = container.holder_pid, 0
-        if pid:
-            self.reaper.kill(pid)
-
-    async def delete(self, container_id: str) -> Process:
-        """Remove a container whose init is not running. Raises WrongStateError, NotFoundError."""
-        container = self.container(container_id)
-        init = container.init
-        init.check(Action.DELETE)
-        await init.io.drain()
-        for process in container.processes():
-            process.io.close()
-        if container_id not in self.containers:
-            raise NotFoundError(f"Container {container_id} does not exist")
-        del self.containers[container_id]
-        await self._undo(container)
-        init.apply(Action.DELETE)
-        if init.exit is None:
-            init.exit = ExitInfo(0, time.time_ns())
-        if not init.ended.done():
-            init.ended.set_result(init.exit)
-        self.phases.mark("deleted")
-        self.save()
-        return init
-
     # Network.
 
     async def bring_up_network(self, container: Container) -> None:
@@ -497,7 +362,7 @@ class Sandbox:
     @property
     def idle(self) -> bool:
         """Whether no container is left and none is on its way."""
-        return not self.containers and not self._creating
+        return not self.containers and not self.creation.pending
 
     async def shut_down(self) -> None:
         """End the VM and remove everything of this sandbox on the host. May be called twice."""
@@ -516,7 +381,7 @@ class Sandbox:
         self.phases.mark("vm_ended")
         for container in list(self.containers.values()):
             container.sandbox_died()
-            await self._undo(container)
+            await self.creation.undo(container)
         if self._hello is not None:
             self._hello.close()
         for task in list(self._tasks):

@@ -79,7 +79,7 @@ class TaskService:
             for mount in request.rootfs
         ]
         stdio = StdioRequest(request.terminal, request.stdin, request.stdout, request.stderr)
-        container = await self._sandbox.create(request.id, Path(request.bundle), rootfs, stdio)
+        container = await self._sandbox.creation.create(request.id, Path(request.bundle), rootfs, stdio)
         event = events_pb2.TaskCreate(
             container_id=request.id,
             bundle=request.bundle,
@@ -125,7 +125,7 @@ class TaskService:
         if request.exec_id:
             process = await self._sandbox.container(request.id).delete_exec(request.exec_id)
         else:
-            process = await self._sandbox.delete(request.id)
+            process = await self._sandbox.creation.delete(request.id)
         answer = task_pb2.DeleteResponse(pid=process.pid)
         if process.exit is not None:
             answer.exit_status = process.exit.status

@@ -60,7 +60,9 @@ class Bench:
     sockets: Path
     environ: dict[str, str] = field(default_factory=dict)
 
-    def run(self, *words: str, stdin: bytes = b"", bundle: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+    def run(
+        self, *words: str, stdin: bytes = b"", bundle: Path | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
             [self.launcher, *words],
             cwd=bundle or self.bundle,
@@ -124,7 +126,9 @@ def runtime_options(body: bytes = b"") -> AnyMessage:
     return AnyMessage(type_url="runtimeoptions.v1.Options", value=options.SerializeToString())
 
 
-@pytest.mark.parametrize("stdin", [b"", runtime_options().SerializeToString()], ids=["1.6-2.2", "with options"])
+@pytest.mark.parametrize(
+    "stdin", [b"", runtime_options().SerializeToString()], ids=["1.6-2.2", "with options"]
+)
 def test_start_old_call_answers_bare_address_and_nothing_else(bench: Bench, stdin: bytes) -> None:
     done = bench.run(*bench.flags(), "start", stdin=stdin)
 

@@ -24,7 +24,9 @@ def test_defaults_without_any_file() -> None:
 
 
 def test_layers_later_ones_override_earlier_ones(tmp_path: Path) -> None:
-    first = write(tmp_path / "a.toml", "[vm]\ndefault_vcpus = 2\noverhead_mib = 10\ndefault_memory_mib = 100\n")
+    first = write(
+        tmp_path / "a.toml", "[vm]\ndefault_vcpus = 2\noverhead_mib = 10\ndefault_memory_mib = 100\n"
+    )
     second = write(tmp_path / "b.toml", "[vm]\ndefault_vcpus = 3\n")
     options = write(tmp_path / "o.toml", "[vm]\ndefault_memory_mib = 200\nspare_nics = 4\n")
 

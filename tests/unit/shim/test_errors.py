@@ -21,7 +21,10 @@ def test_describe_chain_is_told_once_outermost_first() -> None:
 
 
 def test_describe_cause_that_is_told_already_is_left_out() -> None:
-    assert describe(chained(SandboxError("VM failed: No kernel"), HostError("No kernel"))) == "VM failed: No kernel"
+    assert (
+        describe(chained(SandboxError("VM failed: No kernel"), HostError("No kernel")))
+        == "VM failed: No kernel"
+    )
 
 
 def test_describe_cycle_ends() -> None:

@@ -55,9 +55,7 @@ def publish_all(publisher: events.EventPublisher, count: int) -> None:
 
 
 def ids(delivered: list[events.Envelope]) -> list[str]:
-    return [
-        events_pb2.TaskExit.FromString(item.envelope.event.value).container_id for item in delivered
-    ]
+    return [events_pb2.TaskExit.FromString(item.envelope.event.value).container_id for item in delivered]
 
 
 def run_with(sender: FakeSender, count: int) -> None:

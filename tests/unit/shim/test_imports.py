@@ -51,7 +51,9 @@ def test_delete_imports_no_heavy_module() -> None:
 
 
 def test_preparation_imports_neither_asyncio_nor_protobuf() -> None:
-    statement = "from shim import server, prepare, storage, cgroups, launch; from shim.oci import transform, bundle"
+    statement = (
+        "from shim import server, prepare, storage, cgroups, launch; from shim.oci import transform, bundle"
+    )
 
     loaded = modules_after(statement)
 

@@ -37,7 +37,11 @@ def test_flags_environment_fills_what_isula_leaves_out() -> None:
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
-    [(["-nonsense"], "Unknown flag"), (["-id"], "needs a value"), (["start", "again"], "Unexpected argument")],
+    [
+        (["-nonsense"], "Unknown flag"),
+        (["-id"], "needs a value"),
+        (["start", "again"], "Unexpected argument"),
+    ],
 )
 def test_flags_mistake_is_named(words: list[str], complaint: str) -> None:
     with pytest.raises(params.ParamsError, match=complaint):

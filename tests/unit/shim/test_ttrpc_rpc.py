@@ -162,7 +162,9 @@ def test_call_answer_above_limit_is_resource_exhausted() -> None:
 def test_call_without_answer_ends_with_deadline_and_connection_stays() -> None:
     async def test(client: TtrpcClient) -> None:
         with pytest.raises(DeadlineError, match="did not answer Wait"):
-            await client.call((SERVICE, "Wait"), task_pb2.WaitRequest(), task_pb2.WaitResponse, timeout_s=0.05)
+            await client.call(
+                (SERVICE, "Wait"), task_pb2.WaitRequest(), task_pb2.WaitResponse, timeout_s=0.05
+            )
         assert (await call_state(client, "c1")).pid == 7
 
     with_server(test)
@@ -171,7 +173,9 @@ def test_call_without_answer_ends_with_deadline_and_connection_stays() -> None:
 def test_server_timeout_of_request_is_honoured() -> None:
     async def test(stream: socket.socket) -> None:
         message = request("Wait", task_pb2.WaitRequest(), timeout_ns=10_000_000)
-        await asyncio.get_running_loop().sock_sendall(stream, framing.encode(1, framing.TYPE_REQUEST, message))
+        await asyncio.get_running_loop().sock_sendall(
+            stream, framing.encode(1, framing.TYPE_REQUEST, message)
+        )
         assert (await receive(stream))[1].status.code == Code.DEADLINE_EXCEEDED
 
     with_raw_server(test)
@@ -195,7 +199,9 @@ def test_server_oversize_request_is_refused_on_its_stream_and_the_next_one_serve
     async def test(stream: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         length = framing.MAX_PAYLOAD + 5
-        await loop.sock_sendall(stream, framing.HEADER.pack(length, 1, framing.TYPE_REQUEST, 0) + bytes(length))
+        await loop.sock_sendall(
+            stream, framing.HEADER.pack(length, 1, framing.TYPE_REQUEST, 0) + bytes(length)
+        )
         answered, response = await receive(stream)
         assert (answered, response.status.code) == (1, Code.RESOURCE_EXHAUSTED)
         good = request("State", task_pb2.StateRequest(id="c1"))
