@@ -17,7 +17,7 @@ from tests.framework.runtime import Runtime, runtime_under_test
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "session_daemon" in metafunc.fixturenames:
         kinds = getattr(metafunc.module, "DAEMONS", DEFAULT_DAEMONS)
-        if metafunc.config.getoption("--every-daemon"):
+        if metafunc.config.getoption("--every-daemon") or metafunc.config.getoption("--full"):
             kinds = ALL_DAEMONS
         if not runtime_under_test().is_strato:
             kinds = tuple(kind for kind in kinds if not kind.endswith("-grpc"))

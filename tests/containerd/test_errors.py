@@ -10,11 +10,10 @@ import pytest
 
 from tests.framework.command import Result
 from tests.framework.ctr import IMAGE, Ctr
-from tests.framework.daemons import ALL_DAEMONS, TestDaemon
+from tests.framework.daemons import TestDaemon
 from tests.framework.specs import Spec, SpecFactory
 
 pytestmark = pytest.mark.containerd
-DAEMONS = ALL_DAEMONS
 BOUND_S = 30.0
 
 

@@ -6,10 +6,8 @@ import pytest
 
 from tests.framework.command import eventually
 from tests.framework.ctr import Ctr
-from tests.framework.daemons import ALL_DAEMONS
 
 pytestmark = pytest.mark.containerd
-DAEMONS = ALL_DAEMONS
 PARALLEL = 50
 
 
@@ -28,16 +26,15 @@ def test_exec_reads_standard_input_to_its_end(ctr: Ctr, container: str) -> None:
     assert ctr.exec(container, "wc", "-c", stdin=b"x" * 100_000).check().text == "100000"
 
 
-@pytest.mark.parametrize("status", [0, 1, 42, 127, 255])
-def test_exec_exit_status_is_relayed(ctr: Ctr, container: str, status: int) -> None:
-    assert ctr.exec(container, "sh", "-c", f"exit {status}").status == status
+def test_exec_exit_status_is_relayed(ctr: Ctr, container: str) -> None:
+    wanted = [0, 1, 42, 127, 255]
+    assert [ctr.exec(container, "sh", "-c", f"exit {status}").status for status in wanted] == wanted
 
 
-@pytest.mark.parametrize(("name", "number"), [("KILL", 9), ("TERM", 15), ("SEGV", 11), ("USR1", 10)])
-def test_exec_death_by_signal_is_relayed_as_128_plus_number(
-    ctr: Ctr, container: str, name: str, number: int
-) -> None:
-    assert ctr.exec(container, "sh", "-c", f"kill -{name} $$").status == 128 + number
+def test_exec_death_by_signal_is_relayed_as_128_plus_number(ctr: Ctr, container: str) -> None:
+    signals = [1, 2, 6, 9, 10, 11, 13, 15]
+    answers = [ctr.exec(container, "sh", "-c", f"kill -{number} $$").status for number in signals]
+    assert answers == [128 + number for number in signals]
 
 
 def test_exec_shares_the_namespaces_of_init(ctr: Ctr, container: str) -> None:
@@ -66,7 +63,7 @@ def test_exec_id_in_use_is_refused(ctr: Ctr, container: str) -> None:
         first.expect(b"ready")
         result = ctr.call(*words, "true")
         assert result.status != 0
-        assert "already exists" in result.error_text
+        assert "already" in result.error_text
         ctr.kill(container, "SIGKILL", "--exec-id", "same").check()
         assert first.wait(timeout_s=20).status == 137
 

@@ -8,11 +8,11 @@ import pytest
 
 from tests.framework import host
 from tests.framework.command import eventually
-from tests.framework.daemons import ALL_DAEMONS, TestDaemon
+from tests.framework.daemons import TestDaemon
 from tests.framework.sandbox import processes_of
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("strato_only")]
-DAEMONS = ALL_DAEMONS
+DAEMONS = ("1.6", "2.3")
 
 READY = ["sh", "-c", "echo ready; sleep 1000"]
 BOUND_S = 30.0

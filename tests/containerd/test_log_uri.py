@@ -9,10 +9,8 @@ import pytest
 
 from tests.framework.command import eventually
 from tests.framework.ctr import Ctr
-from tests.framework.daemons import ALL_DAEMONS
 
 pytestmark = pytest.mark.containerd
-DAEMONS = ALL_DAEMONS
 
 # containerd's protocol for binary loggers: descriptor 3 is stdout, 4 stderr, closing 5 says ready.
 LOGGER = """\

@@ -8,11 +8,10 @@ import pytest
 
 from tests.framework.command import eventually
 from tests.framework.ctr import Ctr
-from tests.framework.daemons import ALL_DAEMONS, TestDaemon
+from tests.framework.daemons import TestDaemon
 from tests.framework.runtime import Runtime
 
 pytestmark = pytest.mark.containerd
-DAEMONS = ALL_DAEMONS
 
 
 def member(sandbox_id: str, kind: str) -> tuple[str, ...]:

@@ -10,10 +10,8 @@ import pytest
 
 from tests.framework.command import Background, eventually
 from tests.framework.ctr import IMAGE, Ctr
-from tests.framework.daemons import ALL_DAEMONS
 
 pytestmark = pytest.mark.containerd
-DAEMONS = ALL_DAEMONS
 
 MIB = 1 << 20
 # Delete waits at most this long for readers (facts: containerd's own shims wait ten seconds), plus room for a
