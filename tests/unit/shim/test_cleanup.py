@@ -47,7 +47,8 @@ class Bench:
 
     def delete(self, container_id: str = "c1") -> task_pb2.DeleteResponse:
         words = ["-namespace", "n", "-address", "/c.sock", "-bundle", str(self.bundle), "-id", container_id]
-        code = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); from shim.__main__ import main; sys.exit(main())"
+        path = f"import sys; sys.path.insert(0, {str(CHECKOUT)!r})"
+        code = f"{path}; from shim.__main__ import main; sys.exit(main())"
         done = subprocess.run(
             [sys.executable, "-IS", "-c", code, *words, "delete"],
             cwd=self.bundle,

@@ -1,4 +1,4 @@
-"""What each verb may import: start and delete are run for every container, and are counted in milliseconds."""
+"""What each verb may import: start and delete run for every container and are counted in milliseconds."""
 
 from __future__ import annotations
 

@@ -99,9 +99,7 @@ def test_stdin_bootstrap_params_are_read(flags: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("level", ["LOG_LEVEL_INFO", "LOG_LEVEL_WARN", "LOG_LEVEL_ERROR"])
 def test_stdin_bootstrap_params_other_levels_are_not_debug(level: str) -> None:
-    message = bootstrap_pb2.BootstrapParams(
-        instance_id="c1", namespace="n", log_level=bootstrap_pb2.LogLevel.Value(level)
-    )
+    message = bootstrap_pb2.BootstrapParams(instance_id="c1", namespace="n", log_level=level)
     found = parse("-id", "c1", "-namespace", "n", "start")
 
     params.apply_stdin(found, message.SerializeToString())
