@@ -259,7 +259,7 @@ class Bench:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+                os.waitpid(pid, 0)  # noqa: ASYNC222 (it was just killed)
 
 
 @contextlib.asynccontextmanager
@@ -287,8 +287,8 @@ def run(test: Callable[[Bench], Awaitable[None]], settings: Settings | None = No
 async def until(condition: Callable[[], bool]) -> None:
     """Let the loop work until *condition* holds."""
     async with asyncio.timeout(DEADLINE_S):
-        while not condition():
-            await asyncio.sleep(0)  # noqa: ASYNC110 (what is waited for lies in the code under test)
+        while not condition():  # noqa: ASYNC110 (it depends on the code under test alone)
+            await asyncio.sleep(0)
 
 
 def refuse(error: ShimError | None = None) -> Callable[[Any], Awaitable[Message | None]]:
