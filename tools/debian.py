@@ -8,12 +8,13 @@ of another Debian suite come through a `PrivateAptRoot`, which never touches the
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from . import layout
-from .errors import CommandError, PrerequisiteError
+from .errors import CommandError, DownloadError, PrerequisiteError
 from .progress import capture, run, say, step
 
 # What `make` installs where it is missing, and why.
@@ -37,6 +38,8 @@ TEST_PACKAGES = {
     "busybox-static": "images of the tests and the demo",
     "iproute2": "network tests",
 }
+
+_T = TypeVar("_T")
 
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _DEFAULT_MIRROR = "http://deb.debian.org/debian"
@@ -88,8 +91,8 @@ def install(packages: dict[str, str]) -> None:
         try:
             run(command, log=log, env=environment)
         except CommandError:
-            say("apt-get failed; its package lists may be old: update and try once more")
-            run(["apt-get", "update"], log=log, env=environment)
+            say("apt-get failed; its package lists may be old")
+            update()
             run(command, log=log, env=environment)
 
 
@@ -100,8 +103,7 @@ def candidate(package: str) -> Download:
     """
     version = _candidate(package, ())
     if version is None and os.geteuid() == 0:
-        with step("Update Debian's package lists"):
-            run(["apt-get", "update"], log=layout.LOGS / "apt.log")
+        update()
         version = _candidate(package, ())
     if version is None:
         raise PrerequisiteError(
@@ -112,14 +114,36 @@ def candidate(package: str) -> Download:
 
 
 def fetch(download: Download, directory: Path, options: Sequence[str] = ()) -> Path:
-    """Download a package file into a folder and return its path. Raises CommandError."""
+    """Download a package file into a folder and return its path. Raises DownloadError."""
+    command = ["apt-get", *_sandbox(), *options, "download", f"{download.package}={download.version}"]
     with step(f"Download {download.package} {download.version}"):
-        run(
-            ["apt-get", *_sandbox(), *options, "download", f"{download.package}={download.version}"],
-            log=layout.LOGS / "apt.log",
-            cwd=directory,
-        )
+        try:
+            run(command, log=layout.LOGS / "apt.log", cwd=directory)
+        except CommandError as error:
+            raise DownloadError(f"Cannot download {download.package} {download.version}") from error
     return next(directory.glob(f"{download.package}_*.deb"))
+
+
+def retry_with_fresh_lists(action: Callable[[], _T]) -> _T:
+    """Run `action`, and once more after `apt-get update` when a download fails in it.
+
+    An archive keeps only the newest version of a package, so lists of last week name files that are gone.
+    `action` must look the candidate up anew. Raises what `action` raises.
+    """
+    try:
+        return action()
+    except DownloadError:
+        if os.geteuid() != 0:
+            raise
+        say("The machine's package lists may be older than the archive")
+        update()
+        return action()
+
+
+def update() -> None:
+    """Renew the machine's package lists. Raises CommandError."""
+    with step("Update Debian's package lists"):
+        run(["apt-get", "update"], log=layout.LOGS / "apt.log", env={"DEBIAN_FRONTEND": "noninteractive"})
 
 
 def unpack(package_file: Path, directory: Path) -> None:

@@ -3,6 +3,7 @@
 ToolError
 ├── PrerequisiteError     something a person must install first is missing or too old
 ├── CommandError          a command ended with an error
+│   └── DownloadError     a package that the lists name could not be fetched
 ├── CacheError            an entry of the cache cannot be made or read
 └── InstallError          `make install` or `make uninstall` cannot go on
 """
@@ -18,6 +19,10 @@ class PrerequisiteError(ToolError):
 
 class CommandError(ToolError):
     """A command that a tool ran ended with an error or could not be started."""
+
+
+class DownloadError(CommandError):
+    """A Debian package cannot be fetched; often because the package lists are older than the archive."""
 
 
 class CacheError(ToolError):

@@ -19,8 +19,12 @@ def kernel(cache: Cache, fragments: Path = kernel_build.FRAGMENTS) -> Path:
 
     Raises RootfsError, ToolError.
     """
-    source = debian.candidate(KERNEL_SOURCE_PACKAGE)
+    return debian.retry_with_fresh_lists(
+        lambda: _kernel(cache, debian.candidate(KERNEL_SOURCE_PACKAGE), fragments)
+    )
 
+
+def _kernel(cache: Cache, source: debian.Download, fragments: Path) -> Path:
     def build(output: Path) -> None:
         work = output / "work"
         archive = kernel_source(cache, source)

@@ -6,6 +6,7 @@ Each is a cache entry with a `bin` folder, linked as `build/test-tools/<name>-<v
 import re
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from . import debian, layout
@@ -76,7 +77,7 @@ def ensure(cache: Cache, *, full: bool = False) -> None:
     """Install all test tools into the cache and link them. Raises ToolError."""
     entries = {f"{tool.name}-{tool.version}": _go_entry(cache, tool) for tool in GO_TOOLS}
     for tool in (*DEBIAN_TOOLS, *(FULL_TOOLS if full else ())):
-        version, entry = _debian_entry(cache, tool)
+        version, entry = debian.retry_with_fresh_lists(partial(_debian_entry, cache, tool))
         entries[f"{tool.name}-{version}"] = entry
     layout.TEST_TOOLS.mkdir(parents=True, exist_ok=True)
     if not full:
