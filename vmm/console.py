@@ -83,17 +83,13 @@ class Console:
         self._ours.setblocking(False)
         self._stdout = 1 if config.stdio else -1
         self._stdin = 0 if config.stdio else -1
+        self._listening = False
         self._pending = b""
 
     def attach(self) -> None:
         """Begin to move bytes; the engine has its end by now, and ours of it is closed."""
         self.guest_end.close()
         self._loop.add_reader(self._ours.fileno(), self._on_output)
-        if self._stdin >= 0:
-            try:
-                self._loop.add_reader(self._stdin, self._on_input)
-            except PermissionError:  # epoll refuses regular files, and there is nothing to wait for
-                self._stdin = -1
 
     def drain(self) -> None:
         """Take what the guest has written, until there is no more for now."""
@@ -112,6 +108,17 @@ class Console:
 
     def _on_output(self) -> None:
         self._take()
+        if self._stdin >= 0 and not self._listening:
+            self._listen()
+
+    def _listen(self) -> None:
+        # Not before the guest's first output: Linux throws away what arrives while its console driver is
+        # being set up (drivers/char/virtio_console.c, in_intr before add_port has listed the port).
+        self._listening = True
+        try:
+            self._loop.add_reader(self._stdin, self._on_input)
+        except PermissionError:  # epoll refuses regular files: they are always ready
+            self._loop.call_later(0, self._on_input)
 
     def _take(self) -> bool:
         try:
@@ -166,4 +173,4 @@ class Console:
             return
         self._loop.remove_writer(self._ours.fileno())
         if self._stdin >= 0:
-            self._loop.add_reader(self._stdin, self._on_input)
+            self._listen()

@@ -56,9 +56,13 @@ class EventLoop:
         os.close(self._wakeup_write)
 
     def add_reader(self, fd: int, callback: Callback) -> None:
-        """Call when the descriptor can be read (or has ended)."""
+        """Call when the descriptor can be read (or has ended). Raises PermissionError for regular files."""
         self._readers[fd] = callback
-        self._update(fd)
+        try:
+            self._update(fd)
+        except PermissionError:
+            del self._readers[fd]
+            raise
 
     def remove_reader(self, fd: int) -> None:
         """Undo `add_reader`; harmless when there is none."""

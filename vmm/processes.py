@@ -18,6 +18,7 @@ from .loop import EventLoop
 
 STDERR_TAIL_BYTES = 4096
 READ_BYTES = 16384
+MAX_LAST_READS = 64  # a pipe holds 64 KiB unless enlarged; a child of the dead may go on writing
 
 # Python ignores SIGPIPE, the loop handles the others; a program expects none of that.
 _RESET_SIGNALS = (signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
@@ -123,7 +124,8 @@ class ProcessTable:
             if process is None:
                 continue  # an orphan that was re-parented to us
             process.status = os.waitstatus_to_exitcode(status)
-            self._read_stderr(process)
+            for _ in range(MAX_LAST_READS):
+                self._read_stderr(process)
             self._close_stderr(process)
             self._log.debug("process ended", name=process.name, pid=pid, status=process.status)
             process.on_exit(process)

@@ -12,7 +12,7 @@ import tomllib
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 
 from ..errors import HostError
 from ..paths import DEFAULT_STATE_ROOT
@@ -81,36 +81,47 @@ def console(state_root: Path | None, name: str) -> int:
     except OSError:
         sys.stdout.buffer.write(_read_log(path))
         return 0
-    follower = Follower(path)
     poller = select.poll()
     poller.register(vmm, select.POLLIN)
     ended = False
-    try:
-        while not ended:
-            # The end is looked for first, so that what was written before it is still printed.
-            ended = bool(poller.poll(_POLL_MS))
-            sys.stdout.buffer.write(follower.read())
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        return 0
+    with Follower(path) as follower:
+        try:
+            while not ended:
+                # The end is looked for first, so that what was written before it is still printed.
+                ended = bool(poller.poll(_POLL_MS))
+                sys.stdout.buffer.write(follower.read())
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            os.close(vmm)
     return 0
 
 
 class Follower:
-    """Reads what is appended to a file that may be moved away and begun anew."""
+    """Reads what is appended to a file that may be moved away and begun anew. A context manager."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stream: Any = None
+        self._stream: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream is not None:
+            self._stream.close()
 
     def read(self) -> bytes:
         """Return what has been added since the last call."""
-        data = b"" if self._stream is None else bytes(self._stream.read())
+        data = b"" if self._stream is None else self._stream.read()
         try:
             status = self._path.stat()
         except FileNotFoundError:
             return data
         if self._stream is None or os.fstat(self._stream.fileno()).st_ino != status.st_ino:
+            if self._stream is not None:
+                self._stream.close()
             self._stream = self._path.open("rb")
             data += self._stream.read()
         return data
