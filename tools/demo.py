@@ -59,7 +59,7 @@ def _demonstrate(folder: Path) -> None:
     newest = layout.TEST_TOOLS / f"{testtools.GO_TOOLS[0].name}-{testtools.GO_TOOLS[0].version}"
     config = folder / "config.toml"
     state = folder / "run"
-    config.write_text(f'state_root = "{state}"\n')
+    config.write_text(f'[shim]\nstate_root = "{state}"\n')
     settings = containerd.ContainerdSettings(
         bin_dir=newest / "bin",
         directory=folder / "c",
