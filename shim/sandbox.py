@@ -25,6 +25,7 @@ from .container import Container, ExitInfo, Process
 from .creation import Creation
 from .errors import GuestProtocolError, NotFoundError, SandboxError, ShimError, describe
 from .events import EventPublisher
+from .guest_network import GuestNetwork
 from .layout import GUEST_ROOTFS, GUEST_VOLUMES
 from .log import fields
 from .prepare import Preparation
@@ -66,7 +67,7 @@ class Sandbox:
         self._hello: Any = None
         self._boot: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._network_up = False
+        self.network = GuestNetwork(preparation)
         self._closing = False
         self.creation = Creation(self)
         self._state = state.StateFile(self.layout.root)
@@ -170,6 +171,7 @@ class Sandbox:
         self._vm.ended.add_done_callback(lambda _: self._vm_ended())
         self.save()
         self._boot = asyncio.create_task(self._boot_guest())
+        self.spawn(self.network.preload())
         # Whoever needs it awaits it; nobody might, and then it is no news.
         self._boot.add_done_callback(lambda task: task.cancelled() or task.exception())
 
@@ -342,20 +344,9 @@ class Sandbox:
     # Network.
 
     async def bring_up_network(self, container: Container) -> None:
-        """Mirror the interfaces that are in the netns now into the guest, once per sandbox."""
-        if self._network_up:
-            return
-        from .guest_network import bring_up
-
-        self._network_up = True
-        try:
-            assert self._vm is not None
-            await bring_up(
-                container.holder_pid, self.preparation.taps, agent=self.agent, vm=self._vm, phases=self.phases
-            )
-        except BaseException:
-            self._network_up = False
-            raise
+        """Give the guest the interfaces that are in the netns now, once per sandbox."""
+        assert self._vm is not None
+        await self.network.bring_up(container.holder_pid, agent=self.agent, vm=self._vm)
 
     # The end.
 
@@ -379,6 +370,7 @@ class Sandbox:
         if self._vm is not None:
             await self._vm.end(orderly_s=QUIT_TIMEOUT_S if self.failure is None else 0)
         self.phases.mark("vm_ended")
+        await self.network.take_down()
         for container in list(self.containers.values()):
             container.sandbox_died()
             await self.creation.undo(container)

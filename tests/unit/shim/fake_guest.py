@@ -205,7 +205,7 @@ class Bench:
         process = {"args": ["x"]}
         made.plan = SimpleNamespace(
             spec={"process": process}, volumes=(), dropped=(), hostname="h", resolv_conf_source=None,
-            rootfs_path="/",
+            rootfs_path="/", netns_path=None,
         )  # fmt: skip
         made.shared = self.shared
         made.holder_pid = self.sleep()
@@ -228,7 +228,7 @@ class Bench:
         """Boot, create and start c1."""
         await self.agent.boot()
         await self.create()
-        self.sandbox._network_up = True
+        self.sandbox.network._done = True
         await self.start()
 
     async def exec(self, exec_id: str) -> None:

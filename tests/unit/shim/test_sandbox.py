@@ -59,7 +59,7 @@ def test_exit_before_start_has_answered_is_told_after_the_start() -> None:
     async def test(bench: Bench) -> None:
         await bench.agent.boot()
         await bench.create()
-        bench.sandbox._network_up = True
+        bench.sandbox.network._done = True
 
         async def exit_first(request: Any) -> Message | None:
             await bench.agent.exit(0)
@@ -221,7 +221,7 @@ def test_start_that_fails_has_no_exit_event_and_can_be_deleted() -> None:
     async def test(bench: Bench) -> None:
         await bench.agent.boot()
         await bench.create()
-        bench.sandbox._network_up = True
+        bench.sandbox.network._done = True
         bench.agent.behaviour["StartContainer"] = refuse()
         with pytest.raises(RemoteError):
             await bench.start()
@@ -347,7 +347,7 @@ def test_output_reaches_the_file_and_delete_waits_for_its_count(tmp_path: Path) 
     async def test(bench: Bench) -> None:
         await bench.agent.boot()
         await bench.create(stdout=f"file://{target}")
-        bench.sandbox._network_up = True
+        bench.sandbox.network._done = True
         await bench.start()
         await bench.agent.exit(0, stdout_bytes=5)
         assert await bench.wait() == 0
@@ -372,7 +372,7 @@ def test_fifo_that_nobody_reads_delays_neither_exit_nor_wait(
     async def test(bench: Bench) -> None:
         await bench.agent.boot()
         await bench.create(stdout=str(fifo))
-        bench.sandbox._network_up = True
+        bench.sandbox.network._done = True
         await bench.start()
         size = 200_000
         sending = asyncio.ensure_future(
@@ -395,7 +395,7 @@ def test_stdin_ends_with_close_io_only_and_with_its_byte_count(tmp_path: Path) -
     async def test(bench: Bench) -> None:
         await bench.agent.boot()
         await bench.create(stdin=str(fifo))
-        bench.sandbox._network_up = True
+        bench.sandbox.network._done = True
         await bench.start()
         loop = asyncio.get_running_loop()
         for word in (b"one", b"two"):  # a client that detaches, and another one
