@@ -26,14 +26,14 @@ _READ_BYTES = 4096
 
 def plan(file: Path) -> int:
     """Print the machine plan of a configuration file. Raises VmmError."""
-    from ..engines.host_clock import tsc_khz
+    from ..engines.host_clock import guest_arguments, tsc_khz
     from ..engines.probe import resolve
     from ..log import Level, Log
 
     config = _load(file, Path("/run"))
     engine = resolve(config.engine)
-    # The only engine argument today; an engine object needs a running event loop.
-    arguments = (f"tsc_early_khz={tsc_khz(Log(Level.ERROR))}",)
+    # What TcgEngine.kernel_arguments gives; an engine object needs a running event loop.
+    arguments = guest_arguments(tsc_khz(Log(Level.ERROR)))
     sys.stdout.write(f"engine {engine}\n{board(config.board).plan(config, arguments).render()}\n")
     return 0
 
