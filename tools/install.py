@@ -100,6 +100,7 @@ def install(destination: Destination) -> None:
     staging = layout.BUILD / "install"
     shutil.rmtree(staging, ignore_errors=True)
     _stage_packages(staging, version)
+    _compile(staging, destination)
     with step(f"Install into {destination.real(destination.prefix)}"):
         previous = _read_manifest(destination) if _manifest_path(destination).is_file() else None
         writer = _Writer(destination)
@@ -164,6 +165,18 @@ def _stage_packages(staging: Path, python_version: str) -> None:
     shutil.rmtree(staging / "bin", ignore_errors=True)
     for package in PACKAGES:
         shutil.copytree(layout.CHECKOUT / package, staging / package, ignore=_NOT_INSTALLED)
+
+
+def _compile(staging: Path, destination: Destination) -> None:
+    """Make bytecode that is used without a look at the source: an installation changes as a whole."""
+    installed = destination.library / "python"
+    run(
+        [
+            *(destination.python, "-I", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"),
+            *("-s", staging, "-p", installed, staging),
+        ],
+        log=layout.LOGS / "install.log",
+    )
 
 
 def _python_version(python: Path) -> str:

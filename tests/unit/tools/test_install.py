@@ -73,7 +73,7 @@ def test_uninstall_removes_bytecode_that_running_made(destination: Destination) 
     assert destination.destdir is not None
     install(destination)
     bytecode = destination.real(destination.library / "python/shim/__pycache__")
-    bytecode.mkdir()
+    bytecode.mkdir(exist_ok=True)
     (bytecode / "x.pyc").write_text("")
 
     uninstall(destination)
