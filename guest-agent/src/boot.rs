@@ -1,5 +1,6 @@
-//! What PID 1 does before it speaks: file systems, a root that containers can pivot away from, cgroups, limits,
-//! and the sandbox's network namespace. System calls only; nothing here forks.
+//! What PID 1 does before it speaks: file systems, a root that containers can pivot away from, cgroups, limits. And
+//! what it does while the host is reading its hello: `lo` and the sandbox's network namespace. System calls only;
+//! nothing here forks.
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
@@ -98,6 +99,11 @@ pub fn prepare() -> Result<()> {
         setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES)
             .context("Raising the limit of open files"),
     );
+    Ok(())
+}
+
+/// The network's part, for which the first request of the host has to wait.
+pub fn prepare_network() -> Result<()> {
     soften(network::loopback_up());
     make_sandbox_netns()
 }

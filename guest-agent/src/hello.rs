@@ -26,12 +26,13 @@ pub enum Verdict {
     Refused(String),
 }
 
-/// Says hello until the host has answered.
-pub async fn announce(agent_start_ns: u64) -> Verdict {
+/// Says hello until the host has answered. `meanwhile` runs once, while the host reads the first hello.
+pub async fn announce(agent_start_ns: u64, meanwhile: impl FnOnce()) -> Verdict {
     let hello = make(agent_start_ns);
+    let mut meanwhile = Some(meanwhile);
     let mut pause = FIRST_PAUSE;
     loop {
-        match tokio::time::timeout(ANSWER, say(&hello)).await {
+        match tokio::time::timeout(ANSWER, say(&hello, &mut meanwhile)).await {
             Ok(Ok(ack)) => return judge(&ack),
             Ok(Err(error)) if pause >= LONGEST_PAUSE => crate::warning!("{error}"),
             Err(_) => crate::warning!("The host did not answer the hello"),
@@ -57,7 +58,7 @@ fn make(agent_start_ns: u64) -> Hello {
     }
 }
 
-async fn say(hello: &Hello) -> Result<HelloAck> {
+async fn say(hello: &Hello, meanwhile: &mut Option<impl FnOnce()>) -> Result<HelloAck> {
     let connection: Descriptor = vsock::connect_host(vsock::CONTROL_PORT)
         .await
         .context("Connecting to the host")?;
@@ -65,6 +66,9 @@ async fn say(hello: &Hello) -> Result<HelloAck> {
     frame::write(&connection, &bytes)
         .await
         .context("Sending the hello")?;
+    if let Some(work) = meanwhile.take() {
+        work();
+    }
     let answer = frame::read(&connection)
         .await
         .context("Reading the host's answer to the hello")?;

@@ -133,14 +133,23 @@ fn ttrpc_server(
 }
 
 async fn greet(start_ns: u64, library: Arc<Library>) {
-    match hello::announce(start_ns).await {
+    // Requests of the host are read by this same thread, so none is served before the network is there.
+    let prepare_network = || {
+        if let Err(error) = boot::prepare_network() {
+            die(&error.message);
+        }
+    };
+    match hello::announce(start_ns, prepare_network).await {
         // The first container is not yet there: time to have a helper ready for it.
         Verdict::Welcome => library.prepare_spare(),
-        Verdict::Refused(reason) => {
-            console::line("fatal", &reason);
-            sysinfo::power_off();
-        }
+        Verdict::Refused(reason) => die(&reason),
     }
+}
+
+/// The guest cannot be used: its end is the message.
+fn die(reason: &str) {
+    console::line("fatal", reason);
+    sysinfo::power_off();
 }
 
 /// SIGTERM from inside, or the kernel's ctrl-alt-del (which it turns into SIGINT for PID 1).

@@ -180,6 +180,14 @@ impl Sandbox {
             let pid = prepared.pid;
             adopt(process, prepared)?;
             let status = process.status.clone();
+            if container.require_running().is_err() {
+                // Init died meanwhile and its exit, the container's last, is told: nothing may run on.
+                let _ = container.cgroup.kill_all();
+                container.process(exec_id)?.phase = Phase::Failed;
+                return Err(AgentError::precondition(format!(
+                    "Container {id} has stopped"
+                )));
+            }
             if let Some(exit) = early_exit {
                 container.died(exec_id, exit, &self.events);
             }
