@@ -56,10 +56,10 @@ fn rng(front_ends: usize) -> Backend {
 impl Drop for Backend {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
-        if let Some(thread) = self.thread.take() {
-            if !std::thread::panicking() {
-                thread.join().unwrap();
-            }
+        if let Some(thread) = self.thread.take()
+            && !std::thread::panicking()
+        {
+            thread.join().unwrap();
         }
     }
 }

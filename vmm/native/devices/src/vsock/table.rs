@@ -117,10 +117,10 @@ impl Table {
         }
         let stream = slot.stream.take()?;
         self.free.push(index);
-        if let Stream::Connection(connection) = &stream {
-            if let Some(ports) = connection.ports {
-                self.by_ports.remove(&ports);
-            }
+        if let Stream::Connection(connection) = &stream
+            && let Some(ports) = connection.ports
+        {
+            self.by_ports.remove(&ports);
         }
         Some(stream)
     }
@@ -133,11 +133,12 @@ impl Table {
 
     /// Puts the stream at the end of the queue of those with something for the guest, if it has.
     pub(super) fn schedule(&mut self, token: Token) {
-        if let Some(connection) = self.connection(token) {
-            if !connection.scheduled && connection.has_work() {
-                connection.scheduled = true;
-                if connection.has_due() { self.urgent.push_back(token) } else { self.turn.push_back(token) }
-            }
+        if let Some(connection) = self.connection(token)
+            && !connection.scheduled
+            && connection.has_work()
+        {
+            connection.scheduled = true;
+            if connection.has_due() { self.urgent.push_back(token) } else { self.turn.push_back(token) }
         }
     }
 

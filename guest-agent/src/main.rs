@@ -1,0 +1,170 @@
+//! strato-agent: PID 1 of a Strato guest.
+//!
+//! The story: prepare the guest (`boot`), serve ttrpc and stdio streams over vsock (`rpc`, `stdio`), say hello to the
+//! host (`hello`), then reap children (`reaper`) until the host ends the machine. One thread, one event loop; the OCI
+//! library runs in re-executions of this program (`helper`).
+//!
+//! ttrpc and its code come from the crate `ttrpc` (the containerd project's), messages from `protobuf` without
+//! reflection; tokio's current-thread runtime drives everything, because `ttrpc` needs it and it needs no threads.
+
+mod boot;
+mod cgroup;
+mod clock;
+mod console;
+mod container;
+mod descriptor;
+mod errors;
+mod events;
+mod frame;
+mod hello;
+mod helper;
+mod ids;
+mod network;
+mod oci;
+mod oom;
+mod paths;
+mod process;
+mod reaper;
+mod rpc;
+mod sandbox;
+mod stdio;
+mod sync;
+mod sysinfo;
+mod vsock;
+
+/// Generated from shim/agent_proto/agent.proto.
+#[allow(clippy::all, clippy::pedantic, unused)]
+mod proto {
+    include!(concat!(env!("OUT_DIR"), "/mod.rs"));
+}
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::descriptor::Descriptor;
+use crate::errors::{Context, Result};
+use crate::hello::Verdict;
+use crate::oci::libcontainer::Library;
+use crate::sandbox::{Exits, Sandbox};
+
+fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        return match std::env::args().nth(1).as_deref() {
+            Some(helper::SUBCOMMAND) => helper::main(),
+            Some("--version") => {
+                println!("strato-agent {}", env!("CARGO_PKG_VERSION"));
+                ExitCode::SUCCESS
+            }
+            _ => {
+                eprintln!("strato-agent is PID 1 of a Strato guest and does nothing elsewhere");
+                ExitCode::from(2)
+            }
+        };
+    }
+    let start_ns = clock::boot_ns();
+    console::install_panic_hook();
+    // The kernel panics when PID 1 ends, which is how the host learns that there is no sandbox.
+    match run(start_ns) {
+        Ok(()) => sysinfo::power_off(),
+        Err(error) => console::line("fatal", &error.message),
+    }
+    ExitCode::FAILURE
+}
+
+fn run(start_ns: u64) -> Result<()> {
+    boot::prepare()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .enable_time()
+        .build()
+        .context("Making the event loop")?;
+    runtime.block_on(serve(start_ns))
+}
+
+/// Serves until the guest is to be powered off.
+async fn serve(start_ns: u64) -> Result<()> {
+    let mut child_died = signal(SignalKind::child()).context("Handling SIGCHLD")?;
+    let exits = Arc::new(Exits::default());
+    let library = Arc::new(Library::new(Arc::clone(&exits) as Arc<dyn oci::Tickets>));
+    let oom = oom::Watch::new()?;
+    let runtime = Arc::clone(&library) as Arc<dyn oci::OciRuntime>;
+    let sandbox = Arc::new(Sandbox::new(exits, runtime, oom.clone()));
+
+    let streams = vsock::listener(vsock::STREAM_PORT).context("Listening on the stream port")?;
+    let streams = Descriptor::new(streams).context("Registering the stream port")?;
+    tokio::spawn(stdio::listener::run(streams, Arc::clone(&sandbox.streams)));
+    let watcher = Arc::clone(&sandbox);
+    tokio::spawn(oom.run(move |id| watcher.memory_events_changed(id)));
+    let spare = Arc::clone(&library);
+    let mut server = ttrpc_server(
+        Arc::clone(&sandbox),
+        Arc::new(move || spare.prepare_spare()),
+    )?;
+    server.start().await.context("Serving ttrpc")?;
+
+    tokio::spawn(greet(start_ns, library));
+    let powered_off = power_off_request();
+    tokio::pin!(powered_off);
+    loop {
+        while let Some((pid, exit)) = reaper::reap_one() {
+            sandbox.child_died(pid, exit);
+        }
+        tokio::select! {
+            _ = child_died.recv() => {}
+            () = &mut powered_off => break,
+        }
+    }
+    sandbox.destroy().await
+}
+
+fn ttrpc_server(
+    sandbox: Arc<Sandbox>,
+    on_idle: Arc<dyn Fn() + Send + Sync>,
+) -> Result<ttrpc::r#async::Server> {
+    let service = Arc::new(rpc::Service { sandbox, on_idle });
+    let listener = vsock::listener(vsock::CONTROL_PORT).context("Listening on the control port")?;
+    let listener = Descriptor::new(listener).context("Registering the control port")?;
+    let incoming = ttrpc::r#async::transport::Listener::new(vsock::Incoming(listener));
+    Ok(ttrpc::r#async::Server::new()
+        .register_service(proto::agent_ttrpc::create_agent(service))
+        .add_listener(incoming))
+}
+
+async fn greet(start_ns: u64, library: Arc<Library>) {
+    // Requests of the host are read by this same thread, so none is served before the network is there.
+    let prepare_network = || {
+        if let Err(error) = boot::prepare_network() {
+            die(&error.message);
+        }
+    };
+    match hello::announce(start_ns, prepare_network).await {
+        // The first container is not yet there: time to have a helper ready for it.
+        Verdict::Welcome => library.prepare_spare(),
+        Verdict::Refused(reason) => die(&reason),
+    }
+}
+
+/// The guest cannot be used: its end is the message.
+fn die(reason: &str) {
+    console::line("fatal", reason);
+    sysinfo::power_off();
+}
+
+/// SIGTERM from inside, or the kernel's ctrl-alt-del (which it turns into SIGINT for PID 1).
+async fn power_off_request() {
+    // Otherwise the kernel would restart the machine at once.
+    let _ = nix::sys::reboot::set_cad_enabled(false);
+    let (Ok(mut terminate), Ok(mut ctrl_alt_del)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = ctrl_alt_del.recv() => {}
+    }
+    notice!("Powering off");
+}

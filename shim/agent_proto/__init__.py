@@ -1,0 +1,1 @@
+"""The protocol between shim and guest agent (agent.proto) and its client."""

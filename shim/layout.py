@@ -1,0 +1,58 @@
+"""Where a sandbox keeps what, below its state directory. Pure names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+GUEST_ROOTFS = "/run/strato/shares/rootfs"
+GUEST_VOLUMES = "/run/strato/shares/volumes"
+GUEST_NETNS = "/run/strato/netns"
+GUEST_CID = 3
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of one sandbox."""
+
+    root: Path
+
+    @property
+    def vsock(self) -> Path:
+        """Made by the vsock backend: connections from host to guest."""
+        return self.root / "vsock.sock"
+
+    @property
+    def hello(self) -> Path:
+        """Made by the shim: where the guest's connection to host port 1024 arrives."""
+        return self.root / "vsock.sock_1024"
+
+    @property
+    def qmp(self) -> Path:
+        """strato-vmm's QMP socket; the shim listens and hands the listener over."""
+        return self.root / "qmp.sock"
+
+    @property
+    def runtime(self) -> Path:
+        """strato-vmm's own folder (VmConfig.runtime_dir)."""
+        return self.root / "vmm"
+
+    @property
+    def exit_report(self) -> Path:
+        """Written by strato-vmm before it ends."""
+        return self.runtime / "exit.json"
+
+    @property
+    def shared(self) -> Path:
+        """What the guest sees: `rootfs/<container>` and `volumes/<container>/<n>`."""
+        return self.root / "shared"
+
+    @property
+    def console_log(self) -> Path:
+        """The guest's console, bounded."""
+        return self.root / "console.log"
+
+    @property
+    def shim_log(self) -> Path:
+        """The shim's and strato-vmm's lines, bounded."""
+        return self.root / "shim.log"

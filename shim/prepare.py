@@ -1,0 +1,312 @@
+"""From a call of the shim to a VM that boots: everything the daemon does before it imports asyncio.
+
+server.py calls `Preparation.begin` first thing, so that the guest's kernel starts while the shim loads the
+rest of its modules. Nothing here may end the daemon: containerd only hears what is wrong from the answer
+to Create, so the first error is kept in `error` and raised there.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from . import config, launch, names, state
+from .errors import HostError, ShimError
+from .layout import GUEST_CID, GUEST_NETNS, GUEST_ROOTFS, GUEST_VOLUMES, Layout
+from .log import fields
+from .params import ShimParams
+
+_log = logging.getLogger("shim.prepare")
+
+
+class Phases:
+    """Milliseconds since the daemon began, by name; in state.json and in the log, for the benchmark."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self.reached: dict[str, float] = {}
+
+    def mark(self, name: str) -> None:
+        """Note that *name* is reached now; the first time counts."""
+        self.reached.setdefault(name, round((time.monotonic() - self._began) * 1000, 1))
+
+
+class Preparation:
+    """What exists so far. Owned by server.py, then by Sandbox, which ends all of it."""
+
+    def __init__(self, params: ShimParams) -> None:
+        self.params = params
+        self.phases = Phases()
+        self.error: Exception | None = None
+        self.settings = config.Settings()
+        self.group = names.group_of(".", params.id)
+        self.layout = Layout(Path())
+        self.lock_fd = -1
+        self.hello_listener: socket.socket | None = None
+        self.plan: Any = None
+        """GuestPlan of the first container (shim.oci.transform)."""
+        self.spec: Mapping[str, Any] = {}
+        self.cgroup: Any = None
+        self.shared: Any = None
+        self.holder_pid = 0
+        self.taps: list[Any] = []
+        """The spare NICs by name and MAC; their descriptors are the VMM's once it runs."""
+        self._tap_fds: list[int] = []
+        self.vmm_pid = 0
+        self.vmm_log: int = -1
+        """Read end of strato-vmm's stderr."""
+        self.engine = ""
+
+    @property
+    def started(self) -> bool:
+        """Whether a VM was started."""
+        return self.vmm_pid > 0
+
+    def begin(self) -> None:
+        """Isolate this process, take the state directory, and start the VM if config.json is there yet."""
+        try:
+            self._isolate()
+            self._load_settings()
+            self._take_state_dir()
+            self.phases.mark("state_ready")
+            if Path("config.json").exists():
+                self.start_vm(Path.cwd(), self.params.id)
+        except Exception as error:  # kept for Create, whatever it is
+            self.keep(error)
+
+    def keep(self, error: Exception) -> None:
+        """Remember the first error for Create."""
+        if self.error is None:
+            self.error = error
+        expected = isinstance(error, ShimError)
+        _log.error("sandbox cannot be prepared: %s", error, exc_info=None if expected else error)
+
+    def start_vm(self, bundle: Path, container_id: str) -> None:
+        """Plan the first container of *bundle* and start the VM for it. Raises ShimError, OSError."""
+        from .oci import bundle as oci_bundle
+        from .oci import transform
+
+        self.spec = oci_bundle.load(bundle)
+        annotations = _annotations(self.spec)
+        self._load_settings(annotations)
+        self.plan = transform.transform(
+            self.spec,
+            transform.TransformContext(
+                container_id=container_id,
+                guest_rootfs=f"{GUEST_ROOTFS}/{container_id}",
+                guest_volumes=f"{GUEST_VOLUMES}/{container_id}",
+                guest_netns=GUEST_NETNS,
+                bundle=str(bundle),
+            ),
+        )
+        size = self._size(annotations)
+        self.phases.mark("planned")
+        self._start_host_side(container_id)
+        self.phases.mark("host_ready")
+        self._spawn_vmm(size.vcpus, size.memory_mib)
+        self.phases.mark("vmm_spawned")
+
+    def close(self) -> None:
+        """Close descriptors that nobody took over. May be called twice."""
+        self._close_tap_fds()
+        if self.hello_listener is not None:
+            self.hello_listener.close()
+
+    def _close_tap_fds(self) -> None:
+        # Each number once: it may belong to something else already.
+        while self._tap_fds:
+            os.close(self._tap_fds.pop())
+
+    # The steps, in order.
+
+    def _isolate(self) -> None:
+        from vmm import sys as native
+
+        from . import storage
+
+        # Mounts of this sandbox are seen here and in the VMM only; the host's still arrive.
+        storage.enter_private_namespace()
+        native.set_child_subreaper()
+        native.set_process_name("strato-shim")
+        self._raise_oom_score()
+
+    def _raise_oom_score(self) -> None:
+        path = Path("/proc/self/oom_score_adj")
+        try:
+            # containerd's own score is inherited; a shim goes right after it (containerd: pkg/sys).
+            path.write_text(str(min(1000, int(path.read_text()) + 1)))
+        except OSError as error:
+            _log.warning("oom_score_adj stays as it is: %s", error.strerror)
+
+    def _load_settings(self, annotations: Mapping[str, str] | None = None) -> None:
+        self.settings = config.load_settings(
+            options_path=self.params.options_path,
+            options_body=self.params.options_body,
+            annotations=annotations,
+        )
+        if not self.params.debug:
+            logging.getLogger().setLevel(self.settings.shim.log_level.upper())
+
+    def _take_state_dir(self) -> None:
+        root = self.settings.shim.state_root
+        self.layout = Layout(
+            Path(names.state_dir(str(root), self.params.address, self.params.namespace, self.group))
+        )
+        root.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self.layout.root.mkdir(mode=0o700, exist_ok=True)
+        lock_fd = state.lock(self.layout.root)
+        if lock_fd is None:
+            raise HostError(f"State directory {self.layout.root} belongs to a shim that still runs")
+        self.lock_fd = lock_fd
+        for leftover in (self.layout.vsock, self.layout.hello, self.layout.qmp, self.layout.exit_report):
+            leftover.unlink(missing_ok=True)
+        self.layout.runtime.mkdir(mode=0o700, exist_ok=True)
+
+    def _size(self, annotations: Mapping[str, str]) -> Any:
+        from .oci import resources
+
+        vm = self.settings.vm
+        host_memory_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+        return resources.vm_size(
+            self.spec,
+            annotations,
+            resources.SizeSettings(
+                default_vcpus=vm.default_vcpus,
+                default_memory_mib=vm.default_memory_mib,
+                memory_overhead_mib=vm.overhead_mib,
+                max_vcpus=vm.max_vcpus or os.cpu_count() or 1,
+                max_memory_mib=vm.max_memory_mib or host_memory_mib,
+                allowed_annotations=frozenset(
+                    config.ANNOTATION_PREFIX + name for name in self.settings.annotations.allow
+                ),
+            ),
+        )
+
+    def _start_host_side(self, container_id: str) -> None:
+        """Cgroup, shared directory, holder with its network namespace, and the spare taps in there."""
+        from vmm import paths
+
+        from . import cgroups, network, storage
+
+        self.cgroup = cgroups.SandboxCgroup(self.plan.host_cgroup, container_id)
+        self.cgroup.create(cpus=self.plan.cpuset_cpus, mems=self.plan.cpuset_mems)
+        self.shared = storage.SharedDirectory(self.layout.shared)
+        self.shared.prepare()
+        self.holder_pid = launch.start_holder(
+            paths.library_dir() / "strato-holder",
+            netns=self.plan.netns_path,
+            title=f"strato: {container_id}",
+            cgroups=self.cgroup.directories,
+            log_fd=2,
+        )
+        netns_fd = os.open(f"/proc/{self.holder_pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.taps = network.open_spare_taps(netns_fd, self.settings.vm.spare_nics)
+            self._tap_fds = [tap.fd for tap in self.taps]
+        finally:
+            os.close(netns_fd)
+
+    def _spawn_vmm(self, vcpus: int, memory_mib: int) -> None:
+        from vmm import paths
+
+        vm_config = self._vm_config(vcpus, memory_mib)
+        self.hello_listener = _listen(self.layout.hello)
+        qmp_listener = _listen(self.layout.qmp)
+        config_fd = os.memfd_create("strato-vm-config", os.MFD_CLOEXEC)
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            os.write(config_fd, vm_config)
+            os.lseek(config_fd, 0, os.SEEK_SET)
+            command = launch.VmCommand(
+                config_fd=config_fd,
+                qmp_fd=qmp_listener.fileno(),
+                log_fd=writing,
+                tap_fds=tuple(tap.fd for tap in self.taps),
+                cgroups=tuple(self.cgroup.directories),
+                log_level="debug" if self.params.debug else self.settings.shim.log_level,
+            )
+            self.vmm_pid = launch.launch_vmm(paths.launcher(), command)
+        except BaseException:
+            os.close(reading)
+            raise
+        finally:
+            os.close(config_fd)
+            os.close(writing)
+            qmp_listener.close()
+        self.vmm_log = reading
+        # The VMM holds the taps now; they vanish with it.
+        self._close_tap_fds()
+
+    def _vm_config(self, vcpus: int, memory_mib: int) -> bytes:
+        import json
+
+        from vmm import paths
+
+        settings = self.settings
+        kernel = settings.vm.kernel or paths.kernel()
+        image = settings.vm.image or paths.initramfs()
+        for what, path in (("Guest kernel", kernel), ("Guest image", image)):
+            if not path.is_file():
+                raise HostError(f"{what} {path} does not exist; build it (make build) or configure another")
+        programs = settings.programs
+        return json.dumps(
+            {
+                "name": self.group[:128],
+                "engine": settings.vm.engine,
+                "runtime_dir": str(self.layout.runtime),
+                "boot": {
+                    "kernel": str(kernel),
+                    "initrd": str(image),
+                    "cmdline": settings.vm.kernel_params,
+                },
+                "cpu": {"count": vcpus},
+                "memory": {"size_mib": memory_mib},
+                "nets": [
+                    {"id": f"net{index}", "tap_fd": tap.fd, "mac": tap.mac, "link_up": False}
+                    for index, tap in enumerate(self.taps)
+                ],
+                "vsock": {"guest_cid": GUEST_CID, "socket": str(self.layout.vsock)},
+                "shares": [
+                    {
+                        "tag": "rootfs",
+                        "directory": str(self.layout.shared / "rootfs"),
+                        "cache": settings.shares.rootfs_cache,
+                    },
+                    {
+                        "tag": "volumes",
+                        "directory": str(self.layout.shared / "volumes"),
+                        "cache": settings.shares.volumes_cache,
+                    },
+                ],
+                "console": {"log": str(self.layout.console_log)},
+                "programs": {
+                    name: str(path)
+                    for name, path in (
+                        ("qemu", programs.qemu),
+                        ("virtiofsd", programs.virtiofsd),
+                        ("vhost_device_vsock", programs.vhost_device_vsock),
+                    )
+                    if path is not None
+                },
+            }
+        ).encode()
+
+
+def _annotations(spec: Mapping[str, Any]) -> dict[str, str]:
+    from .oci import spec as oci_spec
+
+    return oci_spec.annotations(spec)
+
+
+def _listen(path: Path) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(path))
+    listener.listen(16)
+    listener.setblocking(False)
+    _log.debug("listening", extra=fields(path=path))
+    return listener

@@ -1,0 +1,148 @@
+"""The strato-vmm process of a sandbox as the shim sees it: its life, its log, its QMP socket.
+
+Owned by Sandbox. The process was started by prepare.py; here it is watched, asked and ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+from typing import Any
+
+from vmm.errors import VmmError
+
+from . import launch
+from .errors import SandboxError
+from .layout import Layout
+
+QMP_TIMEOUT_S = 5.0
+CONSOLE_TAIL_BYTES = 4096
+"""How much of the guest's console goes into an error message."""
+
+_LOG_LINE_LIMIT = 8192
+_log = logging.getLogger("shim.vm")
+_vmm_log = logging.getLogger("vmm")
+_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class VirtualMachine:
+    """One running strato-vmm."""
+
+    def __init__(self, layout: Layout, reaper: launch.Reaper, *, pid: int, log_fd: int) -> None:
+        self.layout = layout
+        self.pid = pid
+        self._reaper = reaper
+        self._log_fd = log_fd
+        self._log_rest = b""
+        self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        """Done with the wait status when the process has ended."""
+        reaper.watch(pid, self._on_exit)
+        os.set_blocking(log_fd, False)
+        asyncio.get_running_loop().add_reader(log_fd, self._read_log)
+
+    @property
+    def runs(self) -> bool:
+        """Whether the process has not ended."""
+        return not self.ended.done()
+
+    def _on_exit(self, status: int) -> None:
+        self._read_log()
+        self._close_log()
+        if not self.ended.done():
+            self.ended.set_result(status)
+
+    # strato-vmm's stderr: lines of "level message key=value"
+
+    def _read_log(self) -> None:
+        if self._log_fd < 0:
+            return
+        while True:
+            try:
+                data = os.read(self._log_fd, 65536)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._close_log()
+                return
+            lines = (self._log_rest + data).split(b"\n")
+            self._log_rest = lines.pop()[-_LOG_LINE_LIMIT:]
+            for line in lines:
+                self._forward(line[:_LOG_LINE_LIMIT].decode("utf-8", "replace"))
+
+    def _forward(self, line: str) -> None:
+        word, _, text = line.partition(" ")
+        level = _LEVELS.get(word.lower())
+        if level is None:
+            _vmm_log.info("%s", line)
+        else:
+            _vmm_log.log(level, "%s", text)
+
+    def _close_log(self) -> None:
+        if self._log_fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._log_fd)
+            os.close(self._log_fd)
+            self._log_fd = -1
+
+    # asking
+
+    async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        """Run one QMP command. Raises SandboxError when the VMM refuses or is gone."""
+        from vmm.qmp.client import AsyncQmpClient
+
+        try:
+            async with asyncio.timeout(QMP_TIMEOUT_S):
+                client = AsyncQmpClient()
+                await client.connect(self.layout.qmp)
+                try:
+                    return await client.execute(command, arguments)
+                finally:
+                    await client.close()
+        except (OSError, VmmError, TimeoutError) as error:
+            raise SandboxError(f"QMP command {command} failed: {error}") from error
+
+    async def console_tail(self) -> str:
+        """The end of the guest's console, from the VMM or from what it left behind; may be empty."""
+        if self.runs:
+            with contextlib.suppress(SandboxError):
+                answer = await self.execute("x-strato-console-tail")
+                return str(answer.get("data", ""))[-CONSOLE_TAIL_BYTES:]
+        return str(self.exit_report().get("console_tail", ""))[-CONSOLE_TAIL_BYTES:]
+
+    def exit_report(self) -> dict[str, Any]:
+        """exit.json; empty when the VMM was killed."""
+        try:
+            report = json.loads(self.layout.exit_report.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return report if isinstance(report, dict) else {}
+
+    def why_it_ended(self) -> str:
+        """In words; call it when `ended` is done."""
+        report = self.exit_report()
+        if report.get("message"):
+            return f"{report.get('kind', 'ended')}: {report['message']}"
+        if report.get("kind"):
+            return str(report["kind"])
+        status = self.ended.result() if self.ended.done() else 0
+        code = os.waitstatus_to_exitcode(status)
+        return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+    # ending
+
+    async def end(self, *, orderly_s: float) -> None:
+        """End the VM and everything it started; ask it first when *orderly_s* > 0."""
+        if self.runs and orderly_s > 0:
+            with contextlib.suppress(SandboxError, TimeoutError):
+                async with asyncio.timeout(orderly_s):
+                    await self.execute("quit")
+                    await asyncio.shield(self.ended)
+        if self.runs:
+            # It is the init of its pid namespace: everything in there dies with it.
+            self._reaper.kill(self.pid)
+            await asyncio.shield(self.ended)
+        self._close_log()

@@ -1,0 +1,1 @@
+"""Tests against real containerd releases and their own `ctr`."""

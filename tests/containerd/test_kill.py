@@ -1,0 +1,109 @@
+"""SIGKILL of any process at any moment: the daemon learns of it, and after its clean-up nothing is left."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.framework import host
+from tests.framework.command import eventually
+from tests.framework.daemons import TestDaemon
+from tests.framework.sandbox import processes_of
+
+pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("strato_only")]
+DAEMONS = ("1.6", "2.3")
+
+READY = ["sh", "-c", "echo ready; sleep 1000"]
+BOUND_S = 30.0
+
+
+@pytest.mark.parametrize("kind", ["qemu", "virtiofsd", "vsock", "vmm"])
+def test_death_of_the_machine_ends_the_task_with_137(daemon: TestDaemon, kind: str) -> None:
+    ctr = daemon.ctr
+    name = ctr.new_id()
+    with ctr.background(*ctr.run_arguments(name, READY, "--rm")) as client:
+        client.expect(b"ready")
+        processes = processes_of(daemon, name)
+        os.kill(processes.pids[kind], signal.SIGKILL)
+        assert client.wait(timeout_s=BOUND_S).status == 137
+    processes.assert_gone()
+    assert ctr.tasks() == {}
+
+
+def test_death_of_the_holder_kills_its_container(daemon: TestDaemon) -> None:
+    ctr = daemon.ctr
+    name = ctr.new_id()
+    with ctr.background(*ctr.run_arguments(name, READY, "--rm")) as client:
+        client.expect(b"ready")
+        processes = processes_of(daemon, name)
+        os.kill(processes.pids["holder"], signal.SIGKILL)
+        assert client.wait(timeout_s=BOUND_S).status == 137
+    processes.assert_gone()
+
+
+def test_death_of_the_shim_is_cleaned_up_by_the_daemon(daemon: TestDaemon) -> None:
+    ctr = daemon.ctr
+    name = ctr.new_id()
+    with ctr.background(*ctr.run_arguments(name, READY, "--rm")) as client:
+        client.expect(b"ready")
+        processes = processes_of(daemon, name)
+        os.kill(processes.pids["shim"], signal.SIGKILL)
+        assert client.wait(timeout_s=BOUND_S).status in (137, 255)
+    processes.assert_gone()
+    eventually(lambda: ctr.tasks() == {}, "the daemon forgets the task")
+
+
+def test_death_of_everything_at_once_is_cleaned_up(daemon: TestDaemon) -> None:
+    ctr = daemon.ctr
+    name = ctr.run_detached("sleep", "1000")
+    processes = processes_of(daemon, name)
+    for pid in processes.pids.values():
+        os.kill(pid, signal.SIGKILL)
+    processes.assert_gone()
+    eventually(lambda: ctr.tasks() == {}, "the daemon forgets the task")
+
+
+def test_death_of_daemon_and_shim_is_cleaned_up_at_the_next_start(daemon: TestDaemon) -> None:
+    name = daemon.ctr.run_detached("sleep", "1000")
+    processes = processes_of(daemon, name)
+    daemon.containerd.stop(force=True)
+    os.kill(processes.pids["shim"], signal.SIGKILL)
+    daemon.containerd.start()
+    eventually(lambda: daemon.ctr.tasks() == {}, "the daemon forgets the task")
+    processes.assert_gone()
+
+
+@pytest.mark.parametrize("kind", ["qemu", "vmm", "shim"])
+def test_death_while_a_container_is_being_created_leaves_nothing(daemon: TestDaemon, kind: str) -> None:
+    ctr = daemon.ctr
+    name = ctr.new_id()
+    with ctr.background(*ctr.run_arguments(name, ["true"], "--rm")) as client:
+        word = {"qemu": "qemu-system", "vmm": "strato-vmm", "shim": "containerd-shim-strato-v2"}[kind]
+        eventually(lambda: bool(_below(word)), f"{kind} runs")
+        os.kill(_below(word)[0], signal.SIGKILL)
+        result = client.wait(timeout_s=BOUND_S)
+        assert result.status != 0
+    assert ctr.tasks() == {}
+
+
+def test_exit_of_a_container_after_the_kill_of_another_is_its_own(daemon: TestDaemon, tmp_path: Path) -> None:
+    ctr = daemon.ctr
+    first, second = ctr.new_id(), ctr.new_id()
+    script = "echo ready; until test -e /flag/go; do sleep 0.05; done; exit 7"
+    mount = ("--mount", f"type=bind,src={tmp_path},dst=/flag,options=rbind:ro")
+    with (
+        ctr.background(*ctr.run_arguments(first, READY, "--rm")) as one,
+        ctr.background(*ctr.run_arguments(second, ["sh", "-c", script], "--rm", *mount)) as other,
+    ):
+        one.expect(b"ready")
+        other.expect(b"ready")
+        os.kill(processes_of(daemon, first).pids["qemu"], signal.SIGKILL)
+        assert one.wait(timeout_s=BOUND_S).status == 137
+        (tmp_path / "go").touch()
+        assert other.wait(timeout_s=BOUND_S).status == 7
+
+
+def _below(word: str) -> list[int]:
+    below = host.descendants(os.getpid()).values()
+    return [entry.pid for entry in below if word in entry.command and " start" not in entry.command]

@@ -1,0 +1,98 @@
+"""The daemons that tests run against: releases 1.6 and 2.3, and 2.3 with the runtime speaking gRPC.
+
+A `TestDaemon` bundles one private containerd with its runtime configuration, its client and its leak scope.
+It lives as long as the fixture that made it; the image is imported when it starts.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tools import image
+from tools.containerd import Containerd, ContainerdSettings, scratch_directory
+
+from .ctr import IMAGE, Ctr
+from .host import cgroup_roots
+from .leaks import Scope
+from .runtime import Runtime, tool_directory, write_config
+
+ALL_DAEMONS = ("1.6", "2.3", "2.3-grpc")
+DEFAULT_DAEMONS = ("2.3",)
+
+
+@dataclass(frozen=True)
+class DaemonOptions:
+    """One daemon: its kind (of ALL_DAEMONS) and the runtime under test."""
+
+    kind: str
+    runtime: Runtime
+
+
+class TestDaemon:
+    """A running containerd with everything that tests need around it."""
+
+    __test__ = False  # the name is not a test's
+
+    def __init__(self, options: DaemonOptions) -> None:
+        self.options = options
+        self.directory = scratch_directory()
+        self.state_root = self.directory / "s"
+        self.config_path = self.directory / "config.toml"
+        self.containerd = Containerd(self._containerd_settings())
+        self.cgroup = f"strato-test-{os.getpid()}"
+        self.ctr = Ctr(
+            self.containerd, runtime=options.runtime.name, namespace="strato-test", cgroup=self.cgroup
+        )
+
+    @property
+    def scope(self) -> Scope:
+        """Where this daemon's containers could leave something."""
+        return Scope(self.cgroup, self.state_root, (str(self.directory / "d" / "state"),))
+
+    def __enter__(self) -> Self:
+        self.write_config()
+        self.containerd.start()
+        archive = self.directory / "busybox.tar"
+        layers = [image.layer_tar(image.busybox_entries(image.find_busybox()))]
+        image.write_if_changed(archive, image.docker_archive(IMAGE, layers, image.ImageConfig()))
+        self.ctr.call("image", "import", archive).check()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self.containerd.running:
+                self.ctr.remove_all()
+            self.containerd.close()
+        finally:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            self._remove_cgroups()
+
+    def write_config(self, **sections: Mapping[str, object]) -> None:
+        """Writes the runtime's configuration: the daemon's own settings with those of `sections`
+        over them.
+        """
+        transport = "grpc" if self.options.kind.endswith("-grpc") else "ttrpc"
+        own = {"state_root": self.state_root, "transport": transport, "log_level": "debug"}
+        write_config(self.config_path, {**sections, "shim": {**own, **sections.get("shim", {})}})
+
+    def _containerd_settings(self) -> ContainerdSettings:
+        release = self.options.kind.partition("-")[0]
+        return ContainerdSettings(
+            bin_dir=tool_directory(f"containerd-{release}"),
+            directory=self.directory / "d",
+            path=(*self.options.runtime.programs, tool_directory("runc-")),
+            env={"STRATO_CONFIG": str(self.config_path)},
+        )
+
+    def _remove_cgroups(self) -> None:
+        for root in cgroup_roots():
+            top: Path = root / self.cgroup
+            if top.is_dir():
+                for directory, _, _ in os.walk(top, topdown=False):
+                    Path(directory).rmdir()

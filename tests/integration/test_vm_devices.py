@@ -1,0 +1,192 @@
+"""The devices of a running VM: vsock, shares, disks, interfaces, entropy."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.framework.vm import DEADLINE_S, VmFactory
+from vmm.config import DriveConfig, NetConfig, ShareCache, ShareConfig, VsockConfig
+from vmm.sys import open_tap
+
+pytestmark = pytest.mark.integration
+
+SLAVE_NAMESPACE = ["unshare", "--mount", "--propagation", "slave", sys.executable, "-m", "vmm"]
+
+
+def connect_to_guest(path: Path, port: int) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(DEADLINE_S)
+    connection.connect(str(path))
+    connection.sendall(f"CONNECT {port}\n".encode())
+    answer = b""
+    while not answer.endswith(b"\n"):
+        answer += connection.recv(1)
+    assert answer.startswith(b"OK ")
+    return connection
+
+
+def exchange(connection: socket.socket, data: bytes) -> bytes:
+    connection.sendall(data)
+    received = b""
+    while len(received) < len(data):
+        received += connection.recv(65536)
+    return received
+
+
+@pytest.fixture
+def share(tmp_path: Path) -> Iterator[Path]:
+    """A folder that is a mount point with shared propagation, as the shim makes it.
+
+    To be asked for before ``vms``: a running virtiofsd keeps what is mounted below it busy.
+    """
+    directory = tmp_path / "share"
+    (directory / "seen").mkdir(parents=True)
+    (directory / "unseen").mkdir()
+    subprocess.run(["mount", "--bind", directory, directory], check=True)
+    try:
+        subprocess.run(["mount", "--make-shared", directory], check=True)
+        yield directory
+    finally:
+        subprocess.run(["umount", "--recursive", directory], check=True)
+
+
+def test_vsock_carries_bytes_from_host_to_guest_and_back(vms: VmFactory) -> None:
+    config = vms.config()
+    path = config.runtime_dir / "v.sock"
+    vm = vms.boot(replace(config, vsock=VsockConfig(socket=path)))
+    assert vm.ask("vsock-echo 1024") == "ok"
+
+    for _ in range(3):
+        data = os.urandom(32 << 10)
+        with connect_to_guest(path, 1024) as connection:
+            assert exchange(connection, data) == data
+
+
+def test_guest_connects_to_a_listener_of_the_host(vms: VmFactory) -> None:
+    config = vms.config()
+    path = config.runtime_dir / "v.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.settimeout(DEADLINE_S)
+        listener.bind(f"{path}_77")
+        listener.listen()
+        vm = vms.boot(replace(config, vsock=VsockConfig(socket=path)))
+
+        assert vm.ask("vsock-say 77 hello") == "ok"
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(DEADLINE_S)
+            assert connection.recv(5) == b"hello"
+
+
+def test_vm_leaves_no_sockets_in_its_folder(vms: VmFactory, tmp_path: Path) -> None:
+    config = vms.config()
+    share = ShareConfig(tag="t", directory=tmp_path)
+    vm = vms.boot(replace(config, vsock=VsockConfig(socket=config.runtime_dir / "v.sock"), shares=(share,)))
+
+    vm.send("poweroff")
+    vm.wait_exit()
+
+    left = {entry.name for entry in config.runtime_dir.iterdir()}
+    assert left == {"exit.json", "vm.json", "vmm.log", "qmp.sock"}
+
+
+@pytest.mark.parametrize("cache", ["auto", "none", "always"])
+def test_share_is_read_and_written_by_both_sides(vms: VmFactory, tmp_path: Path, cache: str) -> None:
+    (tmp_path / "from-host").write_text("host")
+    share = ShareConfig(tag="a,tag", directory=tmp_path, cache=ShareCache(cache))
+    vm = vms.boot(replace(vms.config(), shares=(share,)))
+
+    assert vm.ask("mount a,tag /mnt") == "ok"
+    assert vm.ask("cat /mnt/from-host") == "host"
+    assert vm.ask("store /mnt/from-guest guest words") == "ok"
+    assert (tmp_path / "from-guest").read_text() == "guest words"
+
+
+def test_mount_made_later_below_a_share_becomes_visible(share: Path, vms: VmFactory, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "file").write_text("late")
+    config = replace(vms.config(), shares=(ShareConfig(tag="t", directory=share),))
+    vm = vms.boot(config, command=SLAVE_NAMESPACE)
+    assert vm.ask("mount t /mnt") == "ok"
+    assert vm.ask("list /mnt/seen") == ""
+
+    for point in ("seen", "unseen"):
+        subprocess.run(["mount", "--bind", source, share / point], check=True)
+
+    assert vm.ask("cat /mnt/unseen/file") == "late"
+    # What the guest has looked at before is valid for a second (cache=auto).
+    assert vm.ask("wait /mnt/seen/file late") == "ok"
+
+
+def test_read_only_share_refuses_writes(vms: VmFactory, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    config = replace(vms.config(), shares=(ShareConfig(tag="t", directory=tmp_path, readonly=True),))
+    command = ["unshare", "--pid", "--mount", "--mount-proc", "--fork", sys.executable, "-m", "vmm"]
+    vm = vms.boot(config, command=command)
+
+    assert vm.ask("mount t /mnt") == "ok"
+    assert vm.ask("cat /mnt/file") == "kept"
+    assert vm.ask("store /mnt/file lost") == "Read-only file system"
+
+
+def test_read_only_share_without_a_mount_namespace_is_refused(vms: VmFactory, tmp_path: Path) -> None:
+    config = replace(vms.config(), shares=(ShareConfig(tag="t", directory=tmp_path, readonly=True),))
+
+    assert "strato-launch" in vms.start(config).wait_exit().message
+
+
+def test_drives_appear_in_order_with_size_serial_and_mode(vms: VmFactory) -> None:
+    config = vms.config()
+    first, second = config.runtime_dir / "a,first", config.runtime_dir / "second"
+    first.write_bytes(b"first disk".ljust(1 << 20, b"\0"))
+    second.write_bytes(bytes(2 << 20))
+    drives = (
+        DriveConfig(id="d0", path=first, readonly=True, serial="serial,0"),
+        DriveConfig(id="d1", path=second),
+    )
+    vm = vms.boot(replace(config, drives=drives))
+
+    assert vm.ask("cat /dev/vda").startswith("first disk")
+    assert vm.ask("cat /sys/block/vda/serial") == "serial,0"
+    assert (vm.ask("cat /sys/block/vda/ro"), vm.ask("cat /sys/block/vdb/ro")) == ("1", "0")
+    assert vm.ask("cat /sys/block/vdb/size") == str((2 << 20) // 512)
+
+
+def test_absent_drive_is_told_by_its_path(vms: VmFactory) -> None:
+    drive = DriveConfig(id="d0", path=Path("/nonexistent/disk"))
+
+    assert "/nonexistent/disk" in vms.start(replace(vms.config(), drives=(drive,))).wait_exit().message
+
+
+def test_tap_becomes_an_interface_whose_link_follows_qmp(vms: VmFactory) -> None:
+    tap = open_tap(None, "vmtest0")
+    try:
+        net = NetConfig(id="net0", tap_fd=tap, mac="02:53:54:52:00:07", mtu=1400, link_up=False)
+        vm = vms.boot(replace(vms.config(), nets=(net,)))
+    finally:
+        os.close(tap)
+    assert vm.ask("cat /sys/class/net/eth0/address") == "02:53:54:52:00:07"
+    assert vm.ask("cat /sys/class/net/eth0/mtu") == "1400"
+    assert vm.ask("up eth0") == "ok"
+    assert vm.ask("cat /sys/class/net/eth0/carrier") == "0"
+
+    with vm.qmp() as qmp:
+        qmp.execute("x-strato-set-link", {"id": "net0", "up": True})
+    assert vm.ask("wait /sys/class/net/eth0/carrier 1") == "ok"
+
+    vm.send("poweroff")
+    vm.wait_exit()
+    assert not Path("/sys/class/net/vmtest0").exists()
+
+
+def test_guest_has_a_hardware_random_number_generator_unless_told_not_to(vms: VmFactory) -> None:
+    assert vms.boot().ask("cat /sys/class/misc/hw_random/rng_current").startswith("virtio_rng")
+    without = vms.boot(replace(vms.config(), rng=False))
+    assert not without.ask("cat /sys/class/misc/hw_random/rng_current").startswith("virtio_rng")

@@ -1,0 +1,1 @@
+"""Measurements: ratios inside one run, never stored numbers. Run by `python -m tests.perf`."""

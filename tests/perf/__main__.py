@@ -1,0 +1,41 @@
+"""`python -m tests.perf [--rounds N]`, behind `make bench`. Exit status 1 when a ratio is surely
+over its budget.
+"""
+
+import argparse
+import ctypes
+import shutil
+import sys
+from collections.abc import Sequence
+
+from tests.conftest import PR_SET_CHILD_SUBREAPER
+from tests.framework.daemons import DaemonOptions, TestDaemon
+from tests.framework.runtime import STRATO, Runtime, runtime_under_test
+from tools.containerd import scratch_directory
+
+from . import bench
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs all measurements in one go."""
+    parser = argparse.ArgumentParser(prog="python -m tests.perf")
+    parser.add_argument("--rounds", type=int, default=10)
+    rounds = parser.parse_args(arguments).rounds
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    runtime = Runtime(STRATO, runtime_under_test().programs)
+    directory = scratch_directory()
+    try:
+        with TestDaemon(DaemonOptions(kind="2.3", runtime=runtime)) as daemon:
+            over = bench.run_against_bare_boot(daemon, rounds)
+            over += bench.memory_and_phases(daemon)
+            over += bench.exec_beside_runc(daemon, rounds)
+            over += bench.files(daemon, max(3, rounds // 3), directory / "files")
+            over += bench.start_verb(daemon, 2 * rounds, directory / "start")
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    bench.say(f"Over budget: {', '.join(over)}" if over else "All ratios are within their budgets")
+    return 1 if over else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

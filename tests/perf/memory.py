@@ -1,0 +1,40 @@
+"""Host memory of a sandbox's processes from /proc/PID/smaps, with the guest's RAM reported apart."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+# A mapping's first line: address range, permissions, offset, device, inode, then perhaps a name.
+_HEADER = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \S+\s*(.*)$")
+# Guest RAM is a memfd (MachinePlan), so its mappings carry that name wherever they are mapped.
+_GUEST_RAM = re.compile(r"/memfd:(?!strato-shim)")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """KiB of one process: private and proportional without guest RAM, and the resident part of guest RAM."""
+
+    private: int
+    proportional: int
+    guest_ram: int
+
+
+def of_process(pid: int) -> Memory:
+    """Reads one process. Raises OSError when it has gone."""
+    private = proportional = guest_ram = 0
+    is_ram = False
+    for line in (Path("/proc") / str(pid) / "smaps").read_text(errors="replace").splitlines():
+        header = _HEADER.match(line)
+        if header:
+            is_ram = bool(_GUEST_RAM.search(header[1]))
+            continue
+        key, _, value = line.partition(":")
+        if key == "Rss" and is_ram:
+            guest_ram += int(value.split()[0])
+        elif is_ram:
+            continue
+        elif key in ("Private_Clean", "Private_Dirty"):
+            private += int(value.split()[0])
+        elif key == "Pss":
+            proportional += int(value.split()[0])
+    return Memory(private, proportional, guest_ram)

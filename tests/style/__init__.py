@@ -1,0 +1,1 @@
+"""Format, lint, types, import graph and documents as tests, so that one command decides."""

@@ -1,0 +1,58 @@
+"""Rust's format and lint, both workspaces. Target folders are in the cache, so that a second run is quick."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.framework.runtime import CHECKOUT
+from tools.cache import Cache
+from tools.native import rustc_version
+
+pytestmark = pytest.mark.style
+WORKSPACES = ("vmm/native", "guest-agent")
+
+
+def cargo(workspace: str, *arguments: str, target: Path | None = None) -> None:
+    """Runs cargo in a workspace. Raises AssertionError with its words when it fails."""
+    env = dict(os.environ)
+    if target is not None:
+        env["CARGO_TARGET_DIR"] = str(target)
+    done = subprocess.run(
+        ["cargo", *arguments], cwd=CHECKOUT / workspace, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("workspace", WORKSPACES)
+def test_rust_is_formatted(workspace: str) -> None:
+    cargo(workspace, "fmt", "--all", "--check")
+
+
+@pytest.mark.parametrize("workspace", WORKSPACES)
+def test_clippy_has_nothing_to_say(workspace: str) -> None:
+    inputs = {"checkout": str(CHECKOUT), "workspace": workspace, "rustc": rustc_version()}
+    with Cache().workspace(f"clippy-{workspace.replace('/', '-')}", inputs) as target:
+        cargo(workspace, "clippy", "--locked", "--all-targets", "--", "-D", "warnings", target=target)
+
+
+@pytest.mark.parametrize("workspace", WORKSPACES)
+def test_unsafe_blocks_say_why_they_are_safe(workspace: str) -> None:
+    missing = []
+    for path in sorted((CHECKOUT / workspace).rglob("*.rs")):
+        if "target" in path.parts:
+            continue
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines):
+            code = line.split("//")[0]
+            opens_block = "unsafe {" in code or "unsafe impl" in code
+            if opens_block and not _explained(lines, number):
+                missing.append(f"{path.relative_to(CHECKOUT)}:{number + 1}")
+    assert missing == []
+
+
+def _explained(lines: list[str], number: int) -> bool:
+    # The comment stands directly above the statement that holds the block, which may have begun some lines
+    # before.
+    return any("SAFETY" in line for line in lines[max(0, number - 8) : number + 1])

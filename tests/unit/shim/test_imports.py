@@ -1,0 +1,60 @@
+"""What each verb may import: start and delete run for every container and are counted in milliseconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+HEAVY = {"asyncio", "google.protobuf", "grpc", "pyroute2", "subprocess", "logging", "ssl", "hashlib"}
+
+
+def modules_after(statement: str) -> set[str]:
+    code = (
+        f"import sys, json; sys.path.insert(0, {str(CHECKOUT)!r}); before = set(sys.modules); {statement}; "
+        "after = set(sys.modules) - before; import json; print(json.dumps(sorted(after)))"
+    )
+    done = subprocess.run([sys.executable, "-IS", "-c", code], stdout=subprocess.PIPE, check=True, timeout=60)
+    return set(json.loads(done.stdout))
+
+
+def test_start_imports_nothing_beyond_its_list() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); before = set(sys.modules); "
+        "from shim import __main__, bootstrap, config_files; import fcntl; names = bootstrap.names; "
+        "names.sha256_hex('x'); after = set(sys.modules) - before; print(' '.join(sorted(after)))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", code], stdout=subprocess.PIPE, text=True, check=True, timeout=60
+    )
+
+    allowed = {
+        "shim", "shim.__main__", "shim.bootstrap", "shim.config_files", "shim.names", "shim.params",
+        "__future__", "_socket", "_sha256", "_sha2", "fcntl",
+        "os", "os.path", "posixpath", "genericpath", "stat", "_stat", "_collections_abc",
+    }  # fmt: skip
+    assert set(done.stdout.split()) - allowed == set()
+
+
+def test_delete_imports_no_heavy_module() -> None:
+    loaded = modules_after("from shim import cleanup")
+
+    assert "shim.state" in loaded
+    assert loaded & HEAVY == set()
+
+
+def test_preparation_imports_neither_asyncio_nor_protobuf() -> None:
+    statement = (
+        "from shim import server, prepare, storage, cgroups, launch; from shim.oci import transform, bundle"
+    )
+
+    loaded = modules_after(statement)
+
+    assert loaded & (HEAVY - {"logging"}) == set()

@@ -1,0 +1,92 @@
+"""The QEMU command line of a plan."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.unit.vmm.test_boards import CONFIG, drive
+from vmm.boards.base import board
+from vmm.config import BoardName, DriveCache, DriveConfig, NetConfig, ShareConfig, VmConfig
+from vmm.engines.base import Wiring
+from vmm.engines.qemu_arguments import MAX_SLOTS, QemuHost, command_line
+from vmm.errors import ConfigError
+
+pytestmark = pytest.mark.unit
+
+WIRING = Wiring(console_fd=20, backend_fds={"vsock": 21, "fs0": 22})
+
+
+def build(config: VmConfig, block_devices: frozenset[Path] = frozenset()) -> list[str]:
+    plan = board(BoardName.MICROVM).plan(config, ())
+    return command_line(plan, WIRING, QemuHost(program=Path("/q"), qmp_fd=19, block_devices=block_devices))
+
+
+def options(arguments: list[str], name: str) -> list[str]:
+    return [value for key, value in pairwise(arguments) if key == f"-{name}"]
+
+
+def test_slots_descend_from_the_last_bus() -> None:
+    devices = options(build(CONFIG), "device")
+
+    for kind, bus in (("virtio-serial-device", 23), ("virtio-rng-device", 22), ("virtio-net-device", 17)):
+        (line,) = [device for device in devices if device.startswith(kind)]
+        assert f"bus=virtio-mmio-bus.{bus}" in line.split(",")
+
+
+def test_backends_and_console_get_their_descriptors() -> None:
+    assert options(build(CONFIG), "chardev") == [
+        "socket,id=qmp,fd=19",
+        "socket,id=console,fd=20",
+        "socket,id=chr-vsock,fd=21",
+        "socket,id=chr-fs0,fd=22",
+    ]
+
+
+def test_vm_starts_paused_and_never_reboots_by_itself() -> None:
+    assert {"-S", "-no-reboot", "-nodefaults", "-no-user-config"} <= set(build(CONFIG))
+
+
+def test_commas_in_names_do_not_end_options() -> None:
+    share = ShareConfig(tag="a,b", directory=Path("/s"))
+    arguments = build(replace(CONFIG, name="x,debug-threads=on", shares=(share,)))
+
+    assert options(arguments, "name") == ["guest=x,,debug-threads=on"]
+    assert any("tag=a,,b," in device for device in options(arguments, "device"))
+
+
+@pytest.mark.parametrize(
+    ("cache", "direct", "no_flush"),
+    [(DriveCache.WRITEBACK, False, False), (DriveCache.DIRECT, True, False), (DriveCache.NONE, False, True)],
+)
+def test_drive_is_raw_with_its_cache_policy(cache: DriveCache, direct: bool, no_flush: bool) -> None:
+    item = DriveConfig(id="d0", path=Path("/a,b"), readonly=True, cache=cache)
+    (node,) = options(build(replace(CONFIG, drives=(item,))), "blockdev")
+
+    document = json.loads(node)
+    assert (document["driver"], document["read-only"]) == ("raw", True)
+    assert document["cache"] == {"direct": direct, "no-flush": no_flush}
+    assert document["file"] == {"driver": "file", "filename": "/a,b"}
+
+
+def test_block_device_is_opened_as_one() -> None:
+    (node, _) = options(build(CONFIG, frozenset({Path("/d0")})), "blockdev")
+
+    assert json.loads(node)["file"]["driver"] == "host_device"
+
+
+def test_tap_by_name_runs_no_scripts() -> None:
+    net = NetConfig(id="n0", tap_name="tap7", mac="02:53:54:52:00:00", mtu=9000)
+    arguments = build(replace(CONFIG, nets=(net,)))
+
+    assert options(arguments, "netdev") == ["tap,id=tap-n0,vhost=off,ifname=tap7,script=no,downscript=no"]
+    assert any("host_mtu=9000" in device for device in options(arguments, "device"))
+
+
+def test_more_devices_than_qemu_has_slots_are_refused() -> None:
+    drives = tuple(drive(index) for index in range(MAX_SLOTS))
+
+    with pytest.raises(ConfigError, match="23 slots of engine tcg"):
+        build(replace(CONFIG, drives=drives))

@@ -1,0 +1,1 @@
+"""Device backends that strato-vmm starts behind a vhost-user socket."""

@@ -1,0 +1,1 @@
+"""Boards: VmConfig to MachinePlan, without I/O."""

@@ -1,0 +1,293 @@
+"""VmConfig: the whole description of a VM, as the user or the shim asks for it.
+
+Frozen dataclasses without behaviour; what is running lives elsewhere (`vmm.machine`). An instance that
+exists is valid: construction checks every field and raises ConfigError with the JSON path of the culprit.
+`load` and `parse` read JSON and TOML (see `vmm.decoding`); `dump` writes JSON that `parse` accepts.
+
+The string below each field is its documentation; ``docs/vm-config.md`` is generated from it.
+"""
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from .errors import ConfigError
+
+MAX_VCPUS = 64
+MIN_MEMORY_MIB = 32
+MAX_MEMORY_MIB = 1 << 20
+MAX_TAG_BYTES = 36  # virtio 1.2, section 5.11.4: the tag field of virtio_fs_config
+MAX_SERIAL_BYTES = 20  # virtio 1.2, section 5.2.6: VIRTIO_BLK_ID_BYTES
+MAX_RUNTIME_DIR_BYTES = 80  # sun_path holds 108 bytes; names of our own are appended
+MAX_SOCKET_PATH_BYTES = 100
+MIN_GUEST_CID = 3  # 0 to 2 are reserved: vsock(7)
+MAX_CMDLINE_BYTES = 1500  # x86 COMMAND_LINE_SIZE is 2048; the board and the engine add their own arguments
+
+_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,31}")
+_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+_INTERFACE = re.compile(r"[^\s/:]{1,15}")  # IFNAMSIZ - 1
+
+
+class BoardName(StrEnum):
+    """The boards that exist."""
+
+    MICROVM = "microvm"
+
+
+class EngineName(StrEnum):
+    """What may be asked for; ``auto`` is resolved by `vmm.engines.probe`."""
+
+    AUTO = "auto"
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class DriveCache(StrEnum):
+    """What a flush means and whether the host's page cache is used."""
+
+    NONE = "none"
+    WRITEBACK = "writeback"
+    DIRECT = "direct"
+
+
+class ShareCache(StrEnum):
+    """How long the guest may trust what it has read from a share."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BootConfig:
+    """What the VM boots."""
+
+    kernel: Path
+    """Guest kernel: an uncompressed ELF `vmlinux` with a PVH note (fastest), or a bzImage."""
+    initrd: Path | None = None
+    """Initial RAM disk (cpio, plain or compressed)."""
+    cmdline: str = ""
+    """Text appended to the kernel arguments of board and engine."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuConfig:
+    """The virtual CPUs."""
+
+    count: int = 1
+    """Number of virtual CPUs, 1 to 64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """The guest's RAM."""
+
+    size_mib: int = 256
+    """RAM in MiB, at least 32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriveConfig:
+    """A virtio-blk disk. The file is always used raw; its format is never guessed."""
+
+    id: str
+    """Name of the device, unique in the VM."""
+    path: Path
+    """Regular file or block device with the raw contents."""
+    readonly: bool = False
+    """Refuse writes from the guest."""
+    serial: str | None = None
+    """Serial number that the guest sees, at most 20 bytes."""
+    cache: DriveCache = DriveCache.WRITEBACK
+    """`writeback`: host page cache, flushes honoured; `direct`: O_DIRECT, flushes honoured; `none`: host page cache, flushes ignored (scratch disks only)."""  # noqa: E501
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetConfig:
+    """A virtio-net interface on a tap."""
+
+    id: str
+    """Name of the device, unique in the VM."""
+    tap_fd: int | None = None
+    """Number of an open tap descriptor (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR) passed to strato-vmm. Exactly one of `tap_fd` and `tap_name`."""  # noqa: E501
+    tap_name: str | None = None
+    """Name of an existing tap in strato-vmm's network namespace."""
+    mac: str
+    """The guest's MAC address, unicast."""
+    mtu: int | None = None
+    """MTU offered to the guest, 68 to 65535."""
+    link_up: bool = True
+    """Whether the guest sees a carrier at boot; `x-strato-set-link` changes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VsockConfig:
+    """The virtio-vsock device, reached over a unix socket with Firecracker's protocol."""
+
+    guest_cid: int = MIN_GUEST_CID
+    """The guest's context id, 3 or more."""
+    socket: Path
+    """Path of the socket for host-initiated connections; a guest connection to port N arrives on `<socket>_N`. Shorter than 100 bytes."""  # noqa: E501
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShareConfig:
+    """A folder of the host, shared with the guest by virtio-fs."""
+
+    tag: str
+    """Name to mount in the guest, unique in the VM, at most 36 bytes."""
+    directory: Path
+    """Folder of the host. Mounts that appear below it later become visible too."""
+    cache: ShareCache = ShareCache.AUTO
+    """`auto`: the guest revalidates after a second; `always`: never (host must not change files); `none`: always."""  # noqa: E501
+    readonly: bool = False
+    """Refuse writes from the guest. Enforced with a read-only bind mount, so strato-vmm must have its own mount namespace."""  # noqa: E501
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsoleConfig:
+    """The guest's console, hvc0."""
+
+    log: Path | None = None
+    """File to which the output is appended."""
+    limit_kib: int = 1024
+    """Largest size of the log in KiB; beyond half of it the file moves to `<log>.1`."""
+    ring_kib: int = 64
+    """KiB of the latest output kept in memory for `x-strato-console-tail` and exit.json."""
+    stdio: bool = False
+    """Connect the console to strato-vmm's standard input and output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramsConfig:
+    """Programs that strato-vmm starts; null means found by default."""
+
+    qemu: Path | None = None
+    """The QEMU system emulator (engine tcg)."""
+    virtiofsd: Path | None = None
+    """The C virtiofsd of QEMU (shares)."""
+    vhost_device_vsock: Path | None = None
+    """The reference vsock backend (crate vhost-device-vsock), to be used instead of our own device core."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VmConfig:
+    """One virtual machine."""
+
+    name: str
+    """Name for logs and `query-name`."""
+    board: BoardName = BoardName.MICROVM
+    """The machine's shape: `microvm` (virtio-mmio, no PCI, no firmware)."""
+    engine: EngineName = EngineName.AUTO
+    """What runs the vCPUs: `tcg` (a QEMU child), `kvm` (not in this release), `auto` (the best that works here)."""  # noqa: E501
+    runtime_dir: Path
+    """Private folder for sockets and exit.json; must exist; path shorter than 80 bytes."""
+    boot: BootConfig
+    """Kernel, initial RAM disk and kernel arguments."""
+    cpu: CpuConfig = field(default_factory=CpuConfig)
+    """The virtual CPUs."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """The guest's RAM."""
+    drives: tuple[DriveConfig, ...] = ()
+    """Disks, in the order in which the guest finds them (vda, vdb, …)."""
+    nets: tuple[NetConfig, ...] = ()
+    """Network interfaces, in the order in which the guest finds them (eth0, eth1, …)."""
+    vsock: VsockConfig | None = None
+    """The vsock device, or null for none."""
+    shares: tuple[ShareConfig, ...] = ()
+    """Shared folders."""
+    console: ConsoleConfig = field(default_factory=ConsoleConfig)
+    """The guest's console."""
+    rng: bool = True
+    """Whether the guest gets a virtio-rng device fed from the host."""
+    programs: ProgramsConfig = field(default_factory=ProgramsConfig)
+    """Programs to use instead of those found by default."""
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def check(config: VmConfig) -> None:
+    """Check every value of a configuration. Raises ConfigError; does no I/O."""
+    _text("name", config.name, 128)
+    _absolute("runtime_dir", config.runtime_dir, MAX_RUNTIME_DIR_BYTES)
+    _absolute("boot.kernel", config.boot.kernel)
+    if config.boot.initrd is not None:
+        _absolute("boot.initrd", config.boot.initrd)
+    if len(config.boot.cmdline.encode()) > MAX_CMDLINE_BYTES or not _printable(config.boot.cmdline):
+        raise ConfigError("boot.cmdline", f"Must be printable text of at most {MAX_CMDLINE_BYTES} bytes")
+    _between("cpu.count", config.cpu.count, 1, MAX_VCPUS)
+    _between("memory.size_mib", config.memory.size_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB)
+    _between("console.limit_kib", config.console.limit_kib, 2, 1 << 20)
+    _between("console.ring_kib", config.console.ring_kib, 1, 1 << 10)
+    if config.console.log is not None:
+        _absolute("console.log", config.console.log)
+    ids: set[str] = set()
+    for index, drive in enumerate(config.drives):
+        _check_drive(f"drives[{index}]", drive)
+        _unique(f"drives[{index}].id", drive.id, ids)
+    for index, net in enumerate(config.nets):
+        _check_net(f"nets[{index}]", net)
+        _unique(f"nets[{index}].id", net.id, ids)
+    if config.vsock is not None:
+        _between("vsock.guest_cid", config.vsock.guest_cid, MIN_GUEST_CID, 0xFFFF_FFFE)
+        _absolute("vsock.socket", config.vsock.socket, MAX_SOCKET_PATH_BYTES)
+    tags: set[str] = set()
+    for index, share in enumerate(config.shares):
+        _text(f"shares[{index}].tag", share.tag, MAX_TAG_BYTES)
+        _absolute(f"shares[{index}].directory", share.directory)
+        _unique(f"shares[{index}].tag", share.tag, tags)
+
+
+def _check_drive(path: str, drive: DriveConfig) -> None:
+    _identifier(f"{path}.id", drive.id)
+    _absolute(f"{path}.path", drive.path)
+    if drive.serial is not None:
+        _text(f"{path}.serial", drive.serial, MAX_SERIAL_BYTES)
+
+
+def _check_net(path: str, net: NetConfig) -> None:
+    _identifier(f"{path}.id", net.id)
+    if (net.tap_fd is None) == (net.tap_name is None):
+        raise ConfigError(path, "Exactly one of tap_fd and tap_name must be set")
+    if net.tap_fd is not None:
+        _between(f"{path}.tap_fd", net.tap_fd, 3, 1 << 20)
+    if net.tap_name is not None and not _INTERFACE.fullmatch(net.tap_name):
+        raise ConfigError(f"{path}.tap_name", f"{net.tap_name!r} is not an interface name")
+    if not _MAC.fullmatch(net.mac) or int(net.mac[:2], 16) & 1:
+        raise ConfigError(f"{path}.mac", f"{net.mac!r} is not a unicast MAC address like 02:53:54:52:00:00")
+    if net.mtu is not None:
+        _between(f"{path}.mtu", net.mtu, 68, 65535)
+
+
+def _between(path: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ConfigError(path, f"{value} is not between {low} and {high}")
+
+
+def _printable(text: str) -> bool:
+    return all(character.isprintable() for character in text)
+
+
+def _text(path: str, value: str, limit: int) -> None:
+    if not value or len(value.encode()) > limit or not _printable(value):
+        raise ConfigError(path, f"{value!r} must be 1 to {limit} bytes of printable text")
+
+
+def _identifier(path: str, value: str) -> None:
+    if not _ID.fullmatch(value):
+        raise ConfigError(path, f"{value!r} must match {_ID.pattern}")
+
+
+def _unique(path: str, value: str, seen: set[str]) -> None:
+    if value in seen:
+        raise ConfigError(path, f"{value!r} is used twice; names must be unique")
+    seen.add(value)
+
+
+def _absolute(path: str, value: Path, limit: int = 4096) -> None:
+    if not value.is_absolute():
+        raise ConfigError(path, f"{str(value)!r} must be an absolute path")
+    if len(bytes(value)) >= limit or not _printable(str(value)):
+        raise ConfigError(path, f"{str(value)!r} must be printable and shorter than {limit} bytes")

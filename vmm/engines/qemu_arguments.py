@@ -1,0 +1,139 @@
+"""The QEMU command line of a MachinePlan; pure, so that it can be tested without QEMU.
+
+The timer set-up (no PIT, no PIC, with RTC, with ACPI, TSC frequency given) is the one that boots every
+time under TCG and offers 24 virtio-mmio slots; others hang in one boot of eight or lack slots.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..boards.base import DeviceKind, DevicePlan, MachinePlan
+from ..config import DriveCache, DriveConfig, NetConfig, ShareConfig
+from ..errors import ConfigError
+from .base import Wiring
+
+LAST_BUS = 23
+"""QEMU's transport for slot 0. The following slots descend, because QEMU lists its transports in the DSDT
+from the last to the first, and the guest probes in the order of the DSDT."""
+MAX_SLOTS = 23
+"""All of QEMU's 24 transports but number 0, which gets no interrupts: it sits on pin 0 of the second IO-APIC,
+and QEMU's model takes pin 0 for ISA's IRQ 0 and turns it into pin 2 (hw/intc/ioapic.c, ioapic_set_irq)."""
+
+FS_QUEUE_SIZE = 1024
+_PANIC_DEVICE = "pvpanic"  # ISA, port 0x505, announced by ACPI as QEMU0001
+TRANSLATION_BUFFER_MIB = 256
+
+
+@dataclass(frozen=True)
+class QemuHost:
+    """What the command line needs to know of the host."""
+
+    program: Path
+    qmp_fd: int
+    block_devices: frozenset[Path] = frozenset()
+    """Those of the plan's drive paths that are block devices."""
+
+
+def command_line(plan: MachinePlan, wiring: Wiring, host: QemuHost) -> list[str]:
+    """Return the arguments of QEMU, program first. Raises ConfigError for what does not fit."""
+    if len(plan.devices) > MAX_SLOTS:
+        raise ConfigError("", f"{len(plan.devices)} devices do not fit the {MAX_SLOTS} slots of engine tcg")
+    machine = (
+        "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=off,usb=off,"
+        "auto-kernel-cmdline=off,memory-backend=ram,dump-guest-core=off"
+    )
+    arguments = [
+        str(host.program),
+        *("-name", f"guest={_escaped(plan.name)}"),
+        *("-nodefaults", "-no-user-config", "-no-reboot"),
+        *("-display", "none"),
+        *("-machine", machine),
+        *("-accel", f"tcg,thread=multi,tb-size={TRANSLATION_BUFFER_MIB}"),
+        *("-cpu", "max"),
+        *("-smp", f"{plan.cpu_count},maxcpus={plan.cpu_count}"),
+        *("-m", f"{plan.memory_mib}M"),
+        *("-object", f"memory-backend-memfd,id=ram,share=on,size={plan.memory_mib}M"),
+        *("-global", "virtio-mmio.force-legacy=false"),
+        *("-kernel", str(plan.kernel)),
+        *("-append", plan.cmdline),
+        # Built paused: the carrier of each interface is set before the guest can look at it.
+        "-S",
+        *("-chardev", f"socket,id=qmp,fd={host.qmp_fd}"),
+        *("-mon", "chardev=qmp,mode=control"),
+        *("-device", _PANIC_DEVICE),
+    ]
+    if plan.initrd is not None:
+        arguments += ["-initrd", str(plan.initrd)]
+    for device in plan.devices:
+        arguments += _device(device, wiring, host)
+    return arguments
+
+
+def _device(device: DevicePlan, wiring: Wiring, host: QemuHost) -> list[str]:
+    bus = f"bus=virtio-mmio-bus.{LAST_BUS - device.slot}"
+    match device.kind:
+        case DeviceKind.CONSOLE:
+            return [
+                *("-chardev", f"socket,id=console,fd={wiring.console_fd}"),
+                *("-device", f"virtio-serial-device,id=serial,max_ports=1,{bus}"),
+                *("-device", "virtconsole,bus=serial.0,nr=0,chardev=console"),
+            ]
+        case DeviceKind.RNG:
+            return [
+                *("-object", "rng-builtin,id=entropy"),
+                *("-device", f"virtio-rng-device,rng=entropy,{bus}"),
+            ]
+        case DeviceKind.VSOCK:
+            return [
+                *("-chardev", f"socket,id=chr-{device.id},fd={wiring.backend_fds[device.id]}"),
+                *("-device", f"vhost-user-vsock-device,chardev=chr-{device.id},{bus}"),
+            ]
+        case DeviceKind.FS:
+            assert isinstance(device.source, ShareConfig)
+            tag = _escaped(device.source.tag)
+            return [
+                *("-chardev", f"socket,id=chr-{device.id},fd={wiring.backend_fds[device.id]}"),
+                "-device",
+                f"vhost-user-fs-device,chardev=chr-{device.id},tag={tag},queue-size={FS_QUEUE_SIZE},{bus}",
+            ]
+        case DeviceKind.BLOCK:
+            assert isinstance(device.source, DriveConfig)
+            return _drive(device.source, bus, device.source.path in host.block_devices)
+        case DeviceKind.NET:
+            assert isinstance(device.source, NetConfig)
+            return _net(device.source, bus)
+
+
+def _drive(drive: DriveConfig, bus: str, is_block_device: bool) -> list[str]:
+    node = {
+        "driver": "raw",  # never guessed: a guest could otherwise write itself a header that names host files
+        "node-name": f"drive-{drive.id}",
+        "read-only": drive.readonly,
+        "discard": "unmap",
+        "cache": {"direct": drive.cache is DriveCache.DIRECT, "no-flush": drive.cache is DriveCache.NONE},
+        "file": {
+            "driver": "host_device" if is_block_device else "file",
+            "filename": str(drive.path),
+        },
+    }
+    device = f"virtio-blk-device,id={drive.id},drive=drive-{drive.id},{bus}"
+    if drive.serial is not None:
+        device += f",serial={_escaped(drive.serial)}"
+    return ["-blockdev", json.dumps(node), "-device", device]
+
+
+def _net(net: NetConfig, bus: str) -> list[str]:
+    if net.tap_fd is not None:
+        tap = f"fd={net.tap_fd}"
+    else:
+        tap = f"ifname={_escaped(net.tap_name or '')},script=no,downscript=no"
+    device = f"virtio-net-device,id={net.id},netdev=tap-{net.id},mac={net.mac},{bus}"
+    if net.mtu is not None:
+        device += f",host_mtu={net.mtu}"
+    return ["-netdev", f"tap,id=tap-{net.id},vhost=off,{tap}", "-device", device]
+
+
+def _escaped(value: str) -> str:
+    # A comma ends an option's value in QEMU's syntax; a doubled one stands for itself.
+    return value.replace(",", ",,")

@@ -1,0 +1,1 @@
+"""The control channel: QMP with the names and shapes of QEMU."""
