@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 const USAGE: &str = "usage: strato-vhost-device rng --socket PATH [--once]\n\
+       strato-vhost-device block --socket PATH --file PATH [--readonly] [--serial TEXT] [--ignore-flush] [--once]\n\
        strato-vhost-device vsock --socket PATH --uds PATH --guest-cid N [--max-connections N] [--once]";
 
 const DEFAULT_MAX_CONNECTIONS: usize = 4096;
@@ -12,6 +13,7 @@ const DEFAULT_MAX_CONNECTIONS: usize = 4096;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Device {
     Rng,
+    Block { file: PathBuf, readonly: bool, serial: String, ignore_flush: bool },
     Vsock { path: PathBuf, guest_cid: u64, max_connections: usize },
 }
 
@@ -30,6 +32,10 @@ struct Options {
     path: Option<PathBuf>,
     guest_cid: Option<u64>,
     max_connections: Option<usize>,
+    file: Option<PathBuf>,
+    serial: Option<String>,
+    readonly: bool,
+    ignore_flush: bool,
     once: bool,
 }
 
@@ -46,14 +52,22 @@ impl Arguments {
         let mut options = Options::default();
         while let Some(word) = words.next() {
             let name = word.to_str().unwrap_or_default();
-            if name == "--once" {
-                options.once = true;
+            let flag = match name {
+                "--once" => Some(&mut options.once),
+                "--readonly" => Some(&mut options.readonly),
+                "--ignore-flush" => Some(&mut options.ignore_flush),
+                _ => None,
+            };
+            if let Some(flag) = flag {
+                *flag = true;
                 continue;
             }
             let mut value = || words.next().ok_or_else(|| format!("{name} needs a value; {USAGE}"));
             match name {
                 "--socket" => options.socket = Some(value()?.into()),
                 "--uds" => options.path = Some(value()?.into()),
+                "--file" => options.file = Some(value()?.into()),
+                "--serial" => options.serial = Some(value()?.to_string_lossy().into_owned()),
                 "--guest-cid" => options.guest_cid = Some(number(name, &value()?)?),
                 "--max-connections" => options.max_connections = Some(number(name, &value()?)?),
                 _ => return Err(format!("Unknown argument {}; {USAGE}", word.to_string_lossy())),
@@ -62,6 +76,12 @@ impl Arguments {
         let missing = |name| move || format!("{name} is missing; {USAGE}");
         let device = match kind.to_str() {
             Some("rng") if options.path.is_none() && options.guest_cid.is_none() => Device::Rng,
+            Some("block") => Device::Block {
+                file: options.file.ok_or_else(missing("--file"))?,
+                readonly: options.readonly,
+                serial: options.serial.unwrap_or_default(),
+                ignore_flush: options.ignore_flush,
+            },
             Some("vsock") => Device::Vsock {
                 path: options.path.ok_or_else(missing("--uds"))?,
                 guest_cid: options.guest_cid.ok_or_else(missing("--guest-cid"))?,
@@ -100,6 +120,7 @@ mod tests {
             ("tape --socket /s", "tape"),
             ("vsock --socket /s --uds /u", "--guest-cid is missing"),
             ("vsock --socket /s --uds /u --guest-cid three", "not three"),
+            ("block --socket /s", "--file is missing"),
             ("vsock --frob", "--frob"),
         ] {
             let message = parse(line).unwrap_err();

@@ -5,9 +5,11 @@
 
 mod arguments;
 
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::process::ExitCode;
 
+use strato_devices::block::{Block, BlockConfig, Disk, FlushPolicy};
 use strato_devices::rng::{Rng, RngConfig};
 use strato_devices::vsock::{Vsock, VsockConfig};
 use strato_vhost_user::Server;
@@ -48,6 +50,12 @@ fn abort_on_panic() {
 fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let core: Box<dyn DeviceCore> = match &arguments.device {
         Device::Rng => Box::new(Rng::new(RngConfig::default())?),
+        Device::Block { file, readonly, serial, ignore_flush } => {
+            let file = OpenOptions::new().read(true).write(!readonly).open(file)?;
+            let flush = if *ignore_flush { FlushPolicy::Ignore } else { FlushPolicy::Sync };
+            let disk = Disk::new(file, flush)?;
+            Box::new(Block::new(BlockConfig { disk, readonly: *readonly, serial: serial.clone() })?)
+        }
         Device::Vsock { path, guest_cid, max_connections } => {
             // One descriptor for each stream, and some for the process itself.
             raise_descriptor_limit(*max_connections as u64 + 64);

@@ -102,6 +102,22 @@ impl<'ram> GuestBuffers<'ram> {
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
+    /// Reads from the file `fd` at `offset` into the buffers; 0 at the end of the file.
+    pub fn read_file_at(&mut self, fd: RawFd, offset: i64) -> io::Result<usize> {
+        let count = self.iovecs.len() as libc::c_int;
+        // SAFETY: as in `receive_from`.
+        let read = unsafe { libc::preadv(fd, self.iovecs.as_ptr(), count, offset) };
+        usize::try_from(read).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Writes the buffers to the file `fd` at `offset`; may write less.
+    pub fn write_file_at(&mut self, fd: RawFd, offset: i64) -> io::Result<usize> {
+        let count = self.iovecs.len() as libc::c_int;
+        // SAFETY: as in `send_to`.
+        let written = unsafe { libc::pwritev(fd, self.iovecs.as_ptr(), count, offset) };
+        usize::try_from(written).map_err(|_| io::Error::last_os_error())
+    }
+
     fn message(&mut self) -> libc::msghdr {
         // SAFETY: msghdr is plain data for which all-zero (null pointers, no lengths) is a valid value.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
