@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,27 @@ def test_exit_reported_twice_is_told_once() -> None:
         await until(lambda: len(bench.sender.sent) == 4)
         assert await bench.topics() == ["create", "start", "exit c1", "oom"]
         assert await bench.wait() == 1
+
+    run(test)
+
+
+def test_flood_of_oom_reports_is_told_once() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.running()
+        for _ in range(100):
+            await bench.agent.report(agent_pb2.Event(oom=agent_pb2.OutOfMemory(container_id="c1")))
+        await bench.agent.exit(0)
+        assert await bench.wait() == 0
+        assert await bench.topics() == ["create", "start", "oom", "exit c1"]
+
+    run(test)
+
+
+def test_second_hello_finds_nobody() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.running()
+        with socket.socket(socket.AF_UNIX) as again, pytest.raises(OSError, match=r"No such file|refused"):
+            again.connect(str(bench.layout.hello))
 
     run(test)
 
