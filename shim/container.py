@@ -257,6 +257,17 @@ class Container:
         self.sandbox.publish("/tasks/resumed", events_pb2.TaskResumed(container_id=self.id))
         await self.sandbox.set_clock()
 
+    async def update(self, resources_json: bytes) -> None:
+        """Change the limits inside the guest. Raises SpecError for what they cannot be."""
+        from .oci import spec as oci_spec
+        from .oci import transform
+
+        self.init.check(Action.UPDATE)
+        resources, dropped = transform.guest_resources(oci_spec.parse(resources_json, "$.linux.resources"))
+        for item in dropped:
+            _log.info("update: %s", item, extra=fields(container=self.id))
+        await self.sandbox.agent.update_container(self.id, json.dumps(resources).encode())
+
     async def delete_exec(self, exec_id: str) -> Process:
         """Forget a finished or never started exec. Raises WrongStateError."""
         process = self.process(exec_id)

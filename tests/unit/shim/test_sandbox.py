@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ from shim.errors import (
     RevokedError,
     SandboxError,
     ShimError,
+    SpecError,
     StateError,
     UnimplementedError,
     WrongStateError,
@@ -275,6 +277,18 @@ def test_pause_and_resume_are_told() -> None:
     run(test)
 
 
+def test_update_reaches_the_guest_without_what_belongs_to_the_host() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.running()
+        request = task_pb2.UpdateTaskRequest(id="c1")
+        request.resources.value = b'{"memory": {"limit": 67108864}, "cpu": {"cpus": "0", "quota": 50000}}'
+        await bench.task.update(request)
+        sent = json.loads(bench.agent.called("UpdateContainer")[0].linux_resources)
+        assert sent == {"memory": {"limit": 67108864}, "cpu": {"quota": 50000}}
+
+    run(test)
+
+
 def test_pids_are_the_holder_and_numbers_that_no_host_process_has() -> None:
     async def test(bench: Bench) -> None:
         await bench.running()
@@ -303,7 +317,7 @@ REFUSALS = {
     "resume running": (lambda b: b.task.resume(task_pb2.ResumeRequest(id="c1")), WrongStateError),
     "state of unknown": (lambda b: b.task.state(task_pb2.StateRequest(id="x")), NotFoundError),
     "wait for unknown": (lambda b: b.task.wait(task_pb2.WaitRequest(id="x")), NotFoundError),
-    "update": (lambda b: b.task.update(task_pb2.UpdateTaskRequest(id="c1")), UnimplementedError),
+    "update with garbage": (lambda b: b.task.update(task_pb2.UpdateTaskRequest(id="c1")), SpecError),
     "checkpoint": (
         lambda b: b.task.checkpoint(task_pb2.CheckpointTaskRequest(id="c1")),
         UnimplementedError,
