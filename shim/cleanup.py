@@ -27,6 +27,7 @@ from .params import ShimParams, encode_field
 EXIT_STATUS = 128 + signal.SIGKILL
 LOCK_TIMEOUT_S = 1.5
 KILL_TIMEOUT_S = 1.5
+EXIT_GRACE_S = 0.5
 
 
 def main(params: ShimParams) -> int:
@@ -42,6 +43,7 @@ def main(params: ShimParams) -> int:
     if directory.is_dir():
         pid = _clean(directory, params.id, is_sandbox=group == params.id)
     if group == params.id:
+        _end_daemon(bundle, params.id)
         _remove_socket(bundle, names.socket_path(params.address, params.namespace, group, params.socket_dir))
     os.write(1, _answer(pid))
     return 0
@@ -77,6 +79,25 @@ def _clean(directory: Path, container_id: str, *, is_sandbox: bool) -> int:
         cgroups.remove(path for path in created if path.startswith("/sys/fs/cgroup/"))
     remove_tree(str(directory))
     return int(holder.get("pid", 0))
+
+
+def _end_daemon(bundle: str, container_id: str) -> None:
+    """End a shim that has not come as far as its state directory, or does not come to its end."""
+    try:
+        pid = int(Path(bundle, "shim.pid").read_text())
+        pidfd = os.pidfd_open(pid)
+    except (OSError, ValueError):
+        return
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        ours = b"run" in words and container_id.encode() in words
+        # One that is ending already gets to deliver its last events.
+        if ours and not select.select([pidfd], [], [], EXIT_GRACE_S)[0]:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except OSError:
+        pass  # it has ended
+    finally:
+        os.close(pidfd)
 
 
 def _wait_for_lock(directory: Path) -> int | None:

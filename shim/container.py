@@ -36,6 +36,9 @@ SYNTHETIC_PID_FIRST = 4194304 + 1
 GUEST_PID_BASE = 1 << 30
 """Other guest processes in Pids: this plus their guest pid, apart from the execs' numbers."""
 
+OOM_INTERVAL_S = 1.0
+"""At most one OOM event per container in this time: the guest decides how many it reports."""
+
 LAST_EXECS_TIMEOUT_S = 10.0
 """How long init's exit waits for the exits of its container's execs."""
 
@@ -118,8 +121,16 @@ class Container:
         self.holder_pid = 0
         self.execs: dict[str, Process] = {}
         self.init: Process
-        self.start_lock = asyncio.Lock()
         self._held_exit: ExitInfo | None = None
+        self._last_oom_s = -OOM_INTERVAL_S
+
+    def oom_is_news(self) -> bool:
+        """Whether an OOM report of now is to be told."""
+        now = asyncio.get_running_loop().time()
+        news = now - self._last_oom_s >= OOM_INTERVAL_S
+        if news:
+            self._last_oom_s = now
+        return news
 
     def process(self, exec_id: str) -> Process:
         """The process of that name. Raises NotFoundError."""
@@ -153,6 +164,7 @@ class Container:
                 process.apply(Action.START_FAILED)
                 self._end(process, ExitInfo(255, time.time_ns()))
                 process.io.abandon()
+                self.sandbox.spawn(self._kill_quietly(exec_id))
             raise
         process.apply(Action.STARTED)
         self._publish_start(process)
@@ -165,6 +177,11 @@ class Container:
         elif self.sandbox.failure is not None:
             self._exited(process, ExitInfo(KILLED, time.time_ns()))
         return process
+
+    async def _kill_quietly(self, exec_id: str) -> None:
+        # A Start that was cut short may have started the process after all.
+        with contextlib.suppress(ShimError):
+            await self.sandbox.agent.signal_process(self.id, exec_id, signal.SIGKILL)
 
     def _publish_start(self, process: Process) -> None:
         if process.is_exec:
@@ -239,6 +256,17 @@ class Container:
         self.init.apply(Action.RESUME)
         self.sandbox.publish("/tasks/resumed", events_pb2.TaskResumed(container_id=self.id))
         await self.sandbox.set_clock()
+
+    async def update(self, resources_json: bytes) -> None:
+        """Change the limits inside the guest. Raises SpecError for what they cannot be."""
+        from .oci import spec as oci_spec
+        from .oci import transform
+
+        self.init.check(Action.UPDATE)
+        resources, dropped = transform.guest_resources(oci_spec.parse(resources_json, "$.linux.resources"))
+        for item in dropped:
+            _log.info("update: %s", item, extra=fields(container=self.id))
+        await self.sandbox.agent.update_container(self.id, json.dumps(resources).encode())
 
     async def delete_exec(self, exec_id: str) -> Process:
         """Forget a finished or never started exec. Raises WrongStateError."""

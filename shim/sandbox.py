@@ -35,7 +35,11 @@ from .stdio import PumpHub
 from .vm import VirtualMachine
 
 EVENTS_WAIT_MS = 60_000
+EMPTY_ANSWER_PAUSE_S = 0.1
+"""An honest agent answers without events once a minute, another one must not make the shim spin."""
 CLOCK_INTERVAL_S = 30.0
+CLOCK_ATTEMPTS = 5
+CLOCK_ROUND_TRIP_S = 0.05
 DESTROY_TIMEOUT_S = 1.0
 QUIT_TIMEOUT_S = 2.0
 VM_END_TIMEOUT_S = 2.0
@@ -182,6 +186,9 @@ class Sandbox:
             assert listener is not None
             self._hello, _ = await asyncio.get_running_loop().sock_accept(listener)
             self._hello.setblocking(False)
+            # A guest gets to say hello once; whatever else it connects to here finds nobody.
+            listener.close()
+            self.layout.hello.unlink(missing_ok=True)
             hello = await agent_client.answer_hello(self._hello)
             self.phases.mark("hello")
             _log.debug(
@@ -249,6 +256,8 @@ class Sandbox:
                         raise GuestProtocolError(f"Guest sent event {event.seq} after event {seq}")
                     seq = event.seq
                     self._on_event(event)
+                if not events:
+                    await asyncio.sleep(EMPTY_ANSWER_PAUSE_S)
             except ShimError as error:
                 if not self.agent.closed.done() or isinstance(error, GuestProtocolError):
                     self.fail(error)
@@ -267,8 +276,9 @@ class Sandbox:
             counts = {"stdout": report.stdout_bytes, "stderr": report.stderr_bytes}
             container.reported_exit(report.exec_id, info, counts)
         elif kind == "oom":
-            if event.oom.container_id in self.containers:
-                self.publish("/tasks/oom", events_pb2.TaskOOM(container_id=event.oom.container_id))
+            container = self.containers.get(event.oom.container_id)
+            if container is not None and container.oom_is_news():
+                self.publish("/tasks/oom", events_pb2.TaskOOM(container_id=container.id))
         elif kind == "stream_eof":
             container_id, _, rest = event.stream_eof.stream.partition("/")
             exec_id, _, name = rest.partition("/")
@@ -280,14 +290,21 @@ class Sandbox:
                 process.io.end_of_stream(name, event.stream_eof.total)
 
     async def _keep_clock(self) -> None:
+        # The first time at once: CreateSandbox has set it too, but only after the guest's mounts.
         while self.alive:
-            await asyncio.sleep(CLOCK_INTERVAL_S)
             await self.set_clock()
+            await asyncio.sleep(CLOCK_INTERVAL_S)
 
     async def set_clock(self) -> None:
-        """Set the guest's clock to the host's."""
+        """Set the guest's clock to the host's; again while the call is slow, as the guest lags by
+        its way there.
+        """
         with contextlib.suppress(ShimError):
-            await self.agent.set_guest_date_time(time.time_ns())
+            for _ in range(CLOCK_ATTEMPTS):
+                begin = time.monotonic()
+                await self.agent.set_guest_date_time(time.time_ns())
+                if time.monotonic() - begin < CLOCK_ROUND_TRIP_S:
+                    return
 
     # The VM is lost.
 

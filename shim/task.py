@@ -215,8 +215,9 @@ class TaskService:
         return Empty()
 
     async def update(self, request: task_pb2.UpdateTaskRequest) -> Empty:
-        """Not yet: limits above the VM's size need memory and CPU hotplug."""
-        raise UnimplementedError("Update is not implemented")
+        """Change a container's limits in the guest; the size of the VM stays what it was."""
+        await self._sandbox.container(request.id).update(request.resources.value)
+        return Empty()
 
     async def stats(self, request: task_pb2.StatsRequest) -> task_pb2.StatsResponse:
         """Resource use, in the message of the host's cgroup version."""

@@ -1,7 +1,7 @@
 """The guest's console: a ring of its latest output, a log file of limited size, and optionally stdio.
 
 The engine gets one end of a socketpair; QEMU drops output when the socket is full, so a slow disk here
-never holds up the guest. One `Console` per VM, owned by the machine.
+never holds up the guest, and a flood may have gaps. One `Console` per VM, owned by the machine.
 """
 
 import os
@@ -15,7 +15,8 @@ from .loop import EventLoop
 
 _READ_BYTES = 65536
 _MAX_PENDING_INPUT = 4096
-_SOCKET_BUFFER_BYTES = 1 << 18
+_SOCKET_BUFFER_BYTES = 1 << 22
+_SO_SNDBUFFORCE = 32  # asm-generic/socket.h; Python's socket module does not name it
 
 
 class ConsoleRing:
@@ -79,7 +80,7 @@ class Console:
             except OSError as error:
                 raise HostError(f"Console log {config.log} cannot be opened") from error
         self._ours, self.guest_end = socket.socketpair(type=socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        self.guest_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
+        _enlarge(self.guest_end)
         self._ours.setblocking(False)
         self._stdout = 1 if config.stdio else -1
         self._stdin = 0 if config.stdio else -1
@@ -174,3 +175,11 @@ class Console:
         self._loop.remove_writer(self._ours.fileno())
         if self._stdin >= 0:
             self._listen()
+
+
+def _enlarge(connection: socket.socket) -> None:
+    # The kernel charges each small write with most of a KiB: room for thousands of lines while we are busy.
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BUFFER_BYTES)
+    except PermissionError:  # not root: as much as the host allows
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)

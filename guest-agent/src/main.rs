@@ -152,19 +152,25 @@ fn die(reason: &str) {
     sysinfo::power_off();
 }
 
-/// SIGTERM from inside, or the kernel's ctrl-alt-del (which it turns into SIGINT for PID 1).
+/// What the kernel sends to PID 1 for the ACPI power button: CONFIG_ACPI_TINY_POWER_BUTTON_SIGNAL of the guest
+/// kernel (rootfs/kernel/fragments/acpi.config), SIGRTMIN+4 as the C library counts.
+const POWER_BUTTON_SIGNAL: i32 = 38;
+
+/// SIGTERM from inside, the power button, or the kernel's ctrl-alt-del (which it turns into SIGINT for PID 1).
 async fn power_off_request() {
     // Otherwise the kernel would restart the machine at once.
     let _ = nix::sys::reboot::set_cad_enabled(false);
-    let (Ok(mut terminate), Ok(mut ctrl_alt_del)) = (
+    let (Ok(mut terminate), Ok(mut ctrl_alt_del), Ok(mut power_button)) = (
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),
+        signal(SignalKind::from_raw(POWER_BUTTON_SIGNAL)),
     ) else {
         return std::future::pending().await;
     };
     tokio::select! {
         _ = terminate.recv() => {}
         _ = ctrl_alt_del.recv() => {}
+        _ = power_button.recv() => {}
     }
     notice!("Powering off");
 }

@@ -79,6 +79,13 @@ def select_process(process: Mapping[str, Any]) -> tuple[dict[str, Any], list[Dro
     return walk.members(process, tree().children["process"], "$.process"), walk.dropped
 
 
+def select_resources(resources: Mapping[str, Any]) -> tuple[dict[str, Any], list[DroppedField]]:
+    """As `select`, for a `linux.resources` object alone."""
+    walk = _Walk()
+    node = tree().children["linux"].children["resources"]
+    return walk.members(resources, node, "$.linux.resources"), walk.dropped
+
+
 def lookup(spec: Mapping[str, Any], *names: str) -> object:
     """The value at $.name1.name2…, or None where a part is missing; SpecError if a parent is no object."""
     value: object = spec

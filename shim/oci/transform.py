@@ -12,9 +12,17 @@ from typing import Any
 
 from ..errors import SpecError, SpecRefusedError
 from .mounts import VolumeRequest, plan_mounts
-from .spec import DroppedField, check_container_id, select, select_process
+from .spec import DroppedField, check_container_id, select, select_process, select_resources
 
-__all__ = ["DroppedField", "GuestPlan", "TransformContext", "VolumeRequest", "guest_process", "transform"]
+__all__ = [
+    "DroppedField",
+    "GuestPlan",
+    "TransformContext",
+    "VolumeRequest",
+    "guest_process",
+    "guest_resources",
+    "transform",
+]
 
 # linux: include/uapi/linux/capability.h, Linux 6.12.
 _CAPABILITY_NAMES = (
@@ -140,6 +148,17 @@ def guest_process(process: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Dro
     """The guest's form of an Exec's `process` object, and what was dropped. Raises as `transform` does."""
     guest, dropped = select_process(process)
     _check_process(guest, dropped)
+    return guest, tuple(dropped)
+
+
+def guest_resources(resources: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[DroppedField, ...]]:
+    """The guest's form of an Update's `linux.resources`, and what was dropped. Raises as `transform` does."""
+    guest, dropped = select_resources(resources)
+    _adapt_resources(guest, dropped)
+    for name in ("cpus", "mems"):
+        if guest.get("cpu", {}).pop(name, None) is not None:
+            reason = "The CPUs of the host that a sandbox runs on are chosen when it starts"
+            dropped.append(DroppedField(f"$.linux.resources.cpu.{name}", reason))
     return guest, tuple(dropped)
 
 

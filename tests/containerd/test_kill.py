@@ -49,7 +49,8 @@ def test_death_of_the_shim_is_cleaned_up_by_the_daemon(daemon: TestDaemon) -> No
         client.expect(b"ready")
         processes = processes_of(daemon, name)
         os.kill(processes.pids["shim"], signal.SIGKILL)
-        assert client.wait(timeout_s=BOUND_S).status in (137, 255)
+        # ctr has the connection's end as an error or as the exit that the daemon reports, whichever is first.
+        assert client.wait(timeout_s=BOUND_S).status in (1, 137, 255)
     processes.assert_gone()
     eventually(lambda: ctr.tasks() == {}, "the daemon forgets the task")
 
@@ -79,7 +80,7 @@ def test_death_while_a_container_is_being_created_leaves_nothing(daemon: TestDae
     ctr = daemon.ctr
     name = ctr.new_id()
     with ctr.background(*ctr.run_arguments(name, ["true"], "--rm")) as client:
-        word = {"qemu": "qemu-system", "vmm": "strato-vmm", "shim": "containerd-shim-strato-v2"}[kind]
+        word = {"qemu": "qemu-system", "vmm": "from vmm.__main__", "shim": "containerd-shim-strato-v2"}[kind]
         eventually(lambda: bool(_below(word)), f"{kind} runs")
         os.kill(_below(word)[0], signal.SIGKILL)
         result = client.wait(timeout_s=BOUND_S)

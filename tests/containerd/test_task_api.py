@@ -12,8 +12,8 @@ from google.protobuf.message import Message
 
 from shim.protos.generated import bootstrap_pb2, events_pb2, task_pb2, task_types_pb2
 from tests.framework import host
-from tests.framework.daemons import TestDaemon
-from tests.framework.shim_process import NAMESPACE, ShimProcess
+from tests.framework.daemons import DIRECT_NAMESPACE, TestDaemon
+from tests.framework.shim_process import ShimProcess
 from tests.framework.specs import SpecFactory
 from tests.framework.ttrpc import RpcError
 
@@ -279,7 +279,7 @@ class TestStartDialects:
         assert b"\n" not in answer.stdout
 
     def test_bootstrap_params_get_a_bootstrap_result(self, sleeper: ShimProcess) -> None:
-        params = bootstrap_pb2.BootstrapParams(instance_id=sleeper.container_id, namespace=NAMESPACE)
+        params = bootstrap_pb2.BootstrapParams(instance_id=sleeper.container_id, namespace=DIRECT_NAMESPACE)
         answer = sleeper.verb("start", stdin=params.SerializeToString())
         assert (answer.status, answer.stderr) == (0, b"")
         result = bootstrap_pb2.BootstrapResult.FromString(answer.stdout)

@@ -37,7 +37,9 @@ def test_terminal_of_init_is_interactive(ctr: Ctr) -> None:
         terminal.expect(b"# ")
         terminal.write(b"test -t 0 -a -t 1 -a -t 2 && echo is''-a-terminal\n")
         terminal.expect(b"is-a-terminal")
-        terminal.write(b"sleep 1000\n")
+        # Only a process that is in the foreground by now is sure to get the signal.
+        terminal.write(b"sh -c 'echo in\"\"terruptible; exec sleep 1000'\n")
+        terminal.expect(b"interruptible")
         terminal.write(b"\x03")
         terminal.expect(b"# ")
         terminal.write(b"exit 7\n")

@@ -35,11 +35,14 @@ class Ctr:
         self.runtime = runtime
         self.namespace = namespace
         self.cgroup = cgroup
+        self.issued: list[str] = []
+        """All ids that `new_id` gave out, for whoever looks for what their containers left."""
         self._env = {**daemon.environment(), "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS": "1"}
 
     def new_id(self, stem: str = "c") -> str:
         """A container id that no other test of this process uses."""
-        return f"{stem}-{os.getpid()}-{next(_SERIAL)}"
+        self.issued.append(f"{stem}-{os.getpid()}-{next(_SERIAL)}")
+        return self.issued[-1]
 
     def command(self, *arguments: str | Path) -> list[str]:
         """A complete command line."""

@@ -4,6 +4,7 @@ A `TestDaemon` bundles one private containerd with its runtime configuration, it
 It lives as long as the fixture that made it; the image is imported when it starts.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -22,6 +23,9 @@ from .runtime import Runtime, tool_directory, write_config
 
 ALL_DAEMONS = ("1.6", "2.3", "2.3-grpc")
 DEFAULT_DAEMONS = ("2.3",)
+SHIM_SOCKETS = Path("/run/containerd/s")
+# Of the shims that tests drive without a daemon (shim_process.py).
+DIRECT_NAMESPACE = "strato-direct"
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class TestDaemon:
         self.options = options
         self.directory = scratch_directory()
         self.state_root = self.directory / "s"
+        self.direct_address = self.directory / "x.sock"
         self.config_path = self.directory / "config.toml"
         self.containerd = Containerd(self._containerd_settings())
         self.cgroup = f"strato-test-{os.getpid()}"
@@ -51,7 +56,13 @@ class TestDaemon:
     @property
     def scope(self) -> Scope:
         """Where this daemon's containers could leave something."""
-        return Scope(self.cgroup, self.state_root, (str(self.directory / "d" / "state"),))
+        return Scope(self.cgroup, self.state_root, self._shim_sockets)
+
+    def _shim_sockets(self) -> list[Path]:
+        # Named as containerd's own shims name theirs (containerd: pkg/shim/util_unix.go, SocketAddress).
+        places = ((self.containerd.address, self.ctr.namespace), (self.direct_address, DIRECT_NAMESPACE))
+        names = [f"{address}/{space}/{name}" for address, space in places for name in self.ctr.issued]
+        return [SHIM_SOCKETS / hashlib.sha256(name.encode()).hexdigest() for name in names]
 
     def __enter__(self) -> Self:
         self.write_config()
@@ -83,11 +94,17 @@ class TestDaemon:
 
     def _containerd_settings(self) -> ContainerdSettings:
         release = self.options.kind.partition("-")[0]
+        env = {"STRATO_CONFIG": str(self.config_path)}
+        if self.options.kind.endswith("-grpc"):
+            # containerd 2.3 takes a gRPC connection that has carried no call yet for a lost one, if the
+            # goroutine that watches it runs before the first call (core/runtime/v2/shim.go, grpcDialContext).
+            # With one processor it never does.
+            env["GOMAXPROCS"] = "1"
         return ContainerdSettings(
             bin_dir=tool_directory(f"containerd-{release}"),
             directory=self.directory / "d",
             path=(*self.options.runtime.programs, tool_directory("runc-")),
-            env={"STRATO_CONFIG": str(self.config_path)},
+            env=env,
         )
 
     def _remove_cgroups(self) -> None:

@@ -5,7 +5,6 @@ Pure readers; nothing here changes the host. A process that vanishes while it is
 
 import contextlib
 import os
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,40 +104,3 @@ def cgroup_roots() -> list[Path]:
     """The mount points of all control-group hierarchies, v1 and v2."""
     lines = (PROC / "self/mountinfo").read_text(encoding="utf-8").splitlines()
     return [Path(line.split(" ")[4]) for line in lines if line.partition(" - ")[2].startswith("cgroup")]
-
-
-def unix_sockets(*prefixes: str) -> set[str]:
-    """Bound unix sockets (and socket files) whose path begins with one of the prefixes."""
-    found = set()
-    for line in (PROC / "net/unix").read_text(errors="replace").splitlines()[1:]:
-        words = line.split(maxsplit=7)
-        if len(words) == 8 and words[7].startswith(prefixes):
-            found.add(words[7])
-    for prefix in prefixes:
-        directory = Path(prefix)
-        with contextlib.suppress(OSError):
-            found |= {str(entry) for entry in directory.iterdir() if entry.is_socket()}
-    return found
-
-
-def dead_sockets(directory: Path) -> set[str]:
-    """Socket files of a directory that nobody listens on any more."""
-    found = set()
-    with contextlib.suppress(OSError):
-        for entry in directory.iterdir():
-            with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
-                try:
-                    probe.connect(str(entry))
-                except ConnectionRefusedError:
-                    found.add(str(entry))
-                except OSError:
-                    continue
-    return found
-
-
-def environment_of(pid: int) -> dict[str, str]:
-    """The environment a process was started with; empty when it cannot be read."""
-    with contextlib.suppress(OSError):
-        raw = (PROC / str(pid) / "environ").read_bytes().decode(errors="replace")
-        return dict(item.split("=", 1) for item in raw.split("\0") if "=" in item)
-    return {}

@@ -1,34 +1,32 @@
 """The leak checker: what the host holds before a test must be what it holds afterwards.
 
 The pytest process is a child subreaper (tests/conftest.py), so whatever a test starts stays in its process
-tree, however often it forks away; the tree is the scope for processes and network namespaces. Mounts, links,
-sockets and the state directory are compared for the whole host.
+tree, however often it forks away; the tree is the scope for processes and network namespaces. Mounts
+and links are compared for the whole host.
 """
 
 import contextlib
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from . import host
 
-# Shared by all daemons of a machine; a socket that is served belongs to a process, and those are compared.
-SHIM_SOCKETS = Path("/run/containerd/s")
 SETTLE_S = 15.0
 
 
 @dataclass(frozen=True)
 class Scope:
-    """Where to look: the group of all containers, the runtime's state directory, further socket
-    directories.
+    """Where to look: the group of all containers, the runtime's state directory, and the sockets that the
+    shims of all containers so far could have left (their directory is shared by all daemons of a machine).
     """
 
     cgroup: str
     state_root: Path
-    socket_directories: tuple[str, ...] = ()
+    shim_sockets: Callable[[], Collection[Path]]
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class HostState:
             links=frozenset(host.links()),
             network_namespaces=frozenset(host.network_namespaces([os.getpid(), *tree])),
             cgroups=frozenset(host.cgroups(scope.cgroup)),
-            sockets=frozenset(host.dead_sockets(SHIM_SOCKETS) | host.unix_sockets(*scope.socket_directories)),
+            sockets=frozenset(str(path) for path in scope.shim_sockets() if path.exists()),
             state=state,
         )
 

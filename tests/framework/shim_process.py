@@ -20,11 +20,11 @@ from google.protobuf.empty_pb2 import Empty
 
 from shim.protos.generated import bootstrap_pb2, task_pb2
 
+from .daemons import DIRECT_NAMESPACE as NAMESPACE
 from .daemons import TestDaemon
 from .runtime import STRATO
 from .ttrpc import EventSink, RpcError, TtrpcClient
 
-NAMESPACE = "strato-direct"
 # Both versions have the same messages; the answer of `start` says which one the shim serves.
 TASK_SERVICES = {2: "containerd.task.v2.Task", 3: "containerd.task.v3.Task"}
 
@@ -71,8 +71,7 @@ class ShimProcess:
         # As containerd has it: a fifo that somebody holds open for reading.
         os.mkfifo(self.bundle / "log")
         self._log = os.open(self.bundle / "log", os.O_RDWR | os.O_NONBLOCK)
-        # Short names: socket paths have 107 bytes.
-        self._address = daemon.directory / "x.sock"
+        self._address = daemon.direct_address
         self.events = EventSink(Path(f"{self._address}.ttrpc"))
         self._binary = binary_of(daemon)
         self._client: TtrpcClient | None = None

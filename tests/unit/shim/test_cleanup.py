@@ -161,6 +161,26 @@ def test_delete_socket_without_listener_is_removed(bench: Bench) -> None:
     assert not path.exists()
 
 
+def test_delete_shim_without_state_directory_is_killed(bench: Bench) -> None:
+    words = ["-c", "import time; time.sleep(60)", "-namespace", "n", "-id", "c1", "run"]
+    shim = subprocess.Popen([sys.executable, *words])
+    bench.processes.append(shim)
+    (bench.bundle / "shim.pid").write_text(str(shim.pid))
+
+    bench.delete()
+
+    assert shim.wait(5) == -signal.SIGKILL
+
+
+def test_delete_pid_file_that_names_a_stranger_spares_it(bench: Bench) -> None:
+    stranger = bench.process()
+    (bench.bundle / "shim.pid").write_text(str(stranger.pid))
+
+    bench.delete()
+
+    assert stranger.poll() is None
+
+
 def test_delete_garbage_state_still_removes_the_directory(bench: Bench) -> None:
     directory = bench.state_dir()
     (directory / state.FILE_NAME).write_text('{"version": 1, "vmm": {"pid": "x"}, "containers": {}}')

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import os
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from shim.errors import (
     RevokedError,
     SandboxError,
     ShimError,
+    SpecError,
     StateError,
     UnimplementedError,
     WrongStateError,
@@ -83,6 +86,27 @@ def test_exit_reported_twice_is_told_once() -> None:
         await until(lambda: len(bench.sender.sent) == 4)
         assert await bench.topics() == ["create", "start", "exit c1", "oom"]
         assert await bench.wait() == 1
+
+    run(test)
+
+
+def test_flood_of_oom_reports_is_told_once() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.running()
+        for _ in range(100):
+            await bench.agent.report(agent_pb2.Event(oom=agent_pb2.OutOfMemory(container_id="c1")))
+        await bench.agent.exit(0)
+        assert await bench.wait() == 0
+        assert await bench.topics() == ["create", "start", "oom", "exit c1"]
+
+    run(test)
+
+
+def test_second_hello_finds_nobody() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.running()
+        with socket.socket(socket.AF_UNIX) as again, pytest.raises(OSError, match=r"No such file|refused"):
+            again.connect(str(bench.layout.hello))
 
     run(test)
 
@@ -253,6 +277,18 @@ def test_pause_and_resume_are_told() -> None:
     run(test)
 
 
+def test_update_reaches_the_guest_without_what_belongs_to_the_host() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.running()
+        request = task_pb2.UpdateTaskRequest(id="c1")
+        request.resources.value = b'{"memory": {"limit": 67108864}, "cpu": {"cpus": "0", "quota": 50000}}'
+        await bench.task.update(request)
+        sent = json.loads(bench.agent.called("UpdateContainer")[0].linux_resources)
+        assert sent == {"memory": {"limit": 67108864}, "cpu": {"quota": 50000}}
+
+    run(test)
+
+
 def test_pids_are_the_holder_and_numbers_that_no_host_process_has() -> None:
     async def test(bench: Bench) -> None:
         await bench.running()
@@ -281,7 +317,7 @@ REFUSALS = {
     "resume running": (lambda b: b.task.resume(task_pb2.ResumeRequest(id="c1")), WrongStateError),
     "state of unknown": (lambda b: b.task.state(task_pb2.StateRequest(id="x")), NotFoundError),
     "wait for unknown": (lambda b: b.task.wait(task_pb2.WaitRequest(id="x")), NotFoundError),
-    "update": (lambda b: b.task.update(task_pb2.UpdateTaskRequest(id="c1")), UnimplementedError),
+    "update with garbage": (lambda b: b.task.update(task_pb2.UpdateTaskRequest(id="c1")), SpecError),
     "checkpoint": (
         lambda b: b.task.checkpoint(task_pb2.CheckpointTaskRequest(id="c1")),
         UnimplementedError,
