@@ -94,6 +94,8 @@ def _end_daemon(bundle: str, container_id: str) -> None:
         # One that is ending already gets to deliver its last events.
         if ours and not select.select([pidfd], [], [], EXIT_GRACE_S)[0]:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            # Its listener must be gone before the socket is looked at.
+            select.select([pidfd], [], [], KILL_TIMEOUT_S)
     except OSError:
         pass  # it has ended
     finally:
