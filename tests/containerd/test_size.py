@@ -40,7 +40,7 @@ def test_memory_limit_holds_inside_the_guest(ctr: Ctr) -> None:
 
 
 def test_memory_by_annotation(ctr: Ctr) -> None:
-    assert 480 < guest_memory_mib(ctr, "--annotation", "io.strato.vm.default_memory_mib=600") <= 600
+    assert 480 < guest_memory_mib(ctr, "--annotation", "io.strato.memory_mib=600") <= 600
 
 
 def test_memory_by_configuration(daemon: TestDaemon) -> None:
