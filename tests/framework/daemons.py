@@ -56,7 +56,7 @@ class TestDaemon:
     @property
     def scope(self) -> Scope:
         """Where this daemon's containers could leave something."""
-        return Scope(self.cgroup, self.state_root, self._shim_sockets)
+        return Scope(self.cgroup, self.directory, self.state_root, self._shim_sockets)
 
     def _shim_sockets(self) -> list[Path]:
         # Named as containerd's own shims name theirs (containerd: pkg/shim/util_unix.go, SocketAddress).
@@ -88,8 +88,10 @@ class TestDaemon:
         """Writes the runtime's configuration: the daemon's own settings with those of `sections`
         over them.
         """
-        transport = "grpc" if self.options.kind.endswith("-grpc") else "ttrpc"
-        own = {"state_root": self.state_root, "transport": transport, "log_level": "debug"}
+        own: dict[str, object] = {"state_root": self.state_root, "log_level": "debug"}
+        if self.options.kind.endswith("-grpc"):
+            # Only then: a configuration that speaks of the transport makes `start` read it.
+            own["transport"] = "grpc"
         write_config(self.config_path, {**sections, "shim": {**own, **sections.get("shim", {})}})
 
     def _containerd_settings(self) -> ContainerdSettings:
