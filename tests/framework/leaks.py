@@ -105,8 +105,8 @@ def reap_orphans() -> None:
 
 
 def _is_foreign(mount: str, own: Path) -> bool:
-    # Other test sessions of this machine have their daemons in sibling directories (scratch_directory).
-    return mount.startswith(f"{own.parent}/strato-") and not mount.startswith(f"{own}/")
+    # Other test sessions of this machine have their daemons in directories named alike (scratch_directory).
+    return "/strato-" in mount.split(" ")[0] and f"/{own.name}/" not in mount
 
 
 def _describe(kind: str, item: str) -> str:
