@@ -327,7 +327,8 @@ mod tests {
             let value = now.immediate.cast_unsigned();
             let jump = match now.code {
                 LOAD_WORD => {
-                    registers[target] = context[usize::try_from(now.offset).unwrap() / 4];
+                    registers[target] =
+                        context[usize::try_from(now.offset).expect("no negative offset") / 4];
                     false
                 }
                 AND32 => {
@@ -353,7 +354,7 @@ mod tests {
                 other => panic!("opcode {other:#x}"),
             };
             at += 1 + if jump {
-                usize::try_from(now.offset).unwrap()
+                usize::try_from(now.offset).expect("no negative offset")
             } else {
                 0
             };
@@ -361,12 +362,12 @@ mod tests {
     }
 
     fn program(devices: &Value) -> Vec<Instruction> {
-        compile(&rules(Some(&json!({ "devices": devices }))).unwrap())
+        compile(&rules(Some(&json!({ "devices": devices }))).expect("rules"))
     }
 
     #[test]
     fn rules_absent_allow_the_default_devices_only() {
-        let program = compile(&rules(None).unwrap());
+        let program = compile(&rules(None).expect("rules"));
         assert!(verdict(&program, CHAR, READ | WRITE, 1, 3));
         assert!(verdict(&program, CHAR, READ | WRITE, 136, 7));
         assert!(verdict(&program, BLOCK, MKNOD, 254, 0));
@@ -414,7 +415,7 @@ mod tests {
             (json!({"access": "rwz"}), "devices[0].access"),
             (json!({"major": 1u64 << 40}), "devices[0].major"),
         ] {
-            let error = rules(Some(&json!({ "devices": [rule] }))).unwrap_err();
+            let error = rules(Some(&json!({ "devices": [rule] }))).expect_err("a malformed rule");
             assert!(error.to_string().contains(part), "{error}");
         }
     }

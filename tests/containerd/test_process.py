@@ -118,7 +118,7 @@ def test_devices_of_every_container_are_there_and_work(ctr: Ctr) -> None:
 
 
 def test_devices_that_no_rule_allows_cannot_be_opened(ctr: Ctr) -> None:
-    # 10:200 is /dev/net/tun, whose driver lets everybody open it; 1:3 is /dev/null, which every container has.
+    # 10:200 is /dev/net/tun, which anybody may open; 1:3 is /dev/null, which every container has.
     script = (
         "mknod /tmp/tun c 10 200 && mknod /tmp/null c 1 3 && echo made; "
         "(exec 3</tmp/tun) 2>/dev/null || echo denied; echo x > /tmp/null && echo written"
