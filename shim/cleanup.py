@@ -44,6 +44,9 @@ def main(params: ShimParams) -> int:
         pid = _clean(directory, params.id, is_sandbox=group == params.id)
     if group == params.id:
         _end_daemon(bundle, params.id)
+        if directory.is_dir():
+            # Made by a shim that was only coming up when we looked first.
+            pid = _clean(directory, params.id, is_sandbox=True) or pid
         _remove_socket(bundle, names.socket_path(params.address, params.namespace, group, params.socket_dir))
     os.write(1, _answer(pid))
     return 0
