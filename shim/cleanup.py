@@ -44,6 +44,9 @@ def main(params: ShimParams) -> int:
         pid = _clean(directory, params.id, is_sandbox=group == params.id)
     if group == params.id:
         _end_daemon(bundle, params.id)
+        if directory.is_dir():
+            # Made by a shim that was only coming up when we looked first.
+            pid = _clean(directory, params.id, is_sandbox=True) or pid
         _remove_socket(bundle, names.socket_path(params.address, params.namespace, group, params.socket_dir))
     os.write(1, _answer(pid))
     return 0
@@ -94,6 +97,8 @@ def _end_daemon(bundle: str, container_id: str) -> None:
         # One that is ending already gets to deliver its last events.
         if ours and not select.select([pidfd], [], [], EXIT_GRACE_S)[0]:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            # Its listener must be gone before the socket is looked at.
+            select.select([pidfd], [], [], KILL_TIMEOUT_S)
     except OSError:
         pass  # it has ended
     finally:

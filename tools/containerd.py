@@ -53,6 +53,7 @@ class ContainerdSettings:
 
     bin_dir: Path
     directory: Path
+    state_dir: Path | None = None
     path: tuple[Path, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     log_level: str = "debug"
@@ -66,7 +67,7 @@ class Containerd:
         self.settings = settings
         self.address = settings.directory / "c.sock"
         self.log_path = settings.directory / "containerd.log"
-        self.state_dir = settings.directory / "state"
+        self.state_dir = settings.state_dir or settings.directory / "state"
         self._process: subprocess.Popen[bytes] | None = None
         if len(os.fsencode(f"{self.address}.ttrpc")) > _SOCKET_PATH_LIMIT:
             raise ContainerdError(f"Socket path {self.address}.ttrpc is too long; use a shorter directory")
@@ -140,10 +141,12 @@ class Containerd:
         try:
             self.stop()
         finally:
-            left = _mounts_below(self.settings.directory)
+            left = [*_mounts_below(self.settings.directory), *_mounts_below(self.state_dir)]
+            left = list(dict.fromkeys(left))
             for mount_point in reversed(left):
                 subprocess.run(["umount", "--lazy", mount_point], check=False, capture_output=True)
-            shutil.rmtree(self.settings.directory, ignore_errors=True)
+            for directory in (self.state_dir, self.settings.directory):
+                shutil.rmtree(directory, ignore_errors=True)
         if left:
             raise ContainerdError(f"Mounts had been left below {self.settings.directory}: {', '.join(left)}")
 

@@ -13,6 +13,7 @@ mod clock;
 mod console;
 mod container;
 mod descriptor;
+mod device_filter;
 mod errors;
 mod events;
 mod frame;

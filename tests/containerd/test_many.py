@@ -29,7 +29,7 @@ def test_eight_containers_at_once(ctr: Ctr) -> None:
 
 def test_eight_containers_that_live_side_by_side(ctr: Ctr) -> None:
     with ThreadPoolExecutor(PARALLEL) as pool:
-        names = list(pool.map(lambda _: ctr.run_detached("sleep", "1000"), range(PARALLEL)))
+        names = list(pool.map(lambda _: ctr.run_detached("sleep", "1000", timeout_s=120), range(PARALLEL)))
     assert {task.status for task in ctr.tasks().values()} == {"RUNNING"}
     assert len({task.pid for task in ctr.tasks().values()}) == PARALLEL
     with ThreadPoolExecutor(PARALLEL) as pool:

@@ -117,6 +117,30 @@ def test_devices_of_every_container_are_there_and_work(ctr: Ctr) -> None:
     assert lines == ["4", "8", "/proc/self/fd", "/proc/self/fd/0", "tmpfs"]
 
 
+def test_devices_that_no_rule_allows_cannot_be_opened(ctr: Ctr) -> None:
+    # 10:200 is /dev/net/tun, which anybody may open; 1:3 is /dev/null, which every container has.
+    script = (
+        "mknod /tmp/tun c 10 200 && mknod /tmp/null c 1 3 && echo made; "
+        "(exec 3</tmp/tun) 2>/dev/null || echo denied; echo x > /tmp/null && echo written"
+    )
+    lines = ctr.run("sh", "-c", script).check().text.splitlines()
+    assert lines == ["made", "denied", "written"]
+
+
+def test_devices_that_a_rule_allows_can_be_opened(ctr: Ctr, specs: SpecFactory) -> None:
+    def change(spec: Spec) -> None:
+        spec["linux"]["resources"]["devices"] = [
+            {"allow": False, "access": "rwm"},
+            {"allow": True, "type": "c", "major": 10, "minor": 200, "access": "r"},
+        ]
+
+    script = (
+        "mknod /tmp/tun c 10 200; (exec 3</tmp/tun) && echo read; "
+        "(exec 3<>/tmp/tun) 2>/dev/null || echo no write"
+    )
+    assert run_spec(ctr, specs, script, change).splitlines() == ["read", "no write"]
+
+
 def test_seccomp_profile_denies_its_system_calls(ctr: Ctr, specs: SpecFactory) -> None:
     def change(spec: Spec) -> None:
         spec["linux"]["seccomp"] = {

@@ -87,10 +87,13 @@ class Ctr:
             *self.run_arguments(name, process, "--rm", *options), stdin=stdin, timeout_s=timeout_s
         )
 
-    def run_detached(self, *process: str, options: Sequence[str | Path] = ()) -> str:
+    def run_detached(
+        self, *process: str, options: Sequence[str | Path] = (), timeout_s: float = DEFAULT_TIMEOUT_S
+    ) -> str:
         """`ctr run --detach`; returns the container's id. The caller removes it (`remove`)."""
         name = self.new_id()
-        self.call(*self.run_arguments(name, process, "--detach", "--null-io", *options)).check()
+        words = self.run_arguments(name, process, "--detach", "--null-io", *options)
+        self.call(*words, timeout_s=timeout_s).check()
         return name
 
     def run_spec(self, container_id: str, spec: Path, *options: str | Path) -> list[str | Path]:

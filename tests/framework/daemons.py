@@ -56,7 +56,7 @@ class TestDaemon:
     @property
     def scope(self) -> Scope:
         """Where this daemon's containers could leave something."""
-        return Scope(self.cgroup, self.state_root, self._shim_sockets)
+        return Scope(self.cgroup, self.directory, self.state_root, self._shim_sockets)
 
     def _shim_sockets(self) -> list[Path]:
         # Named as containerd's own shims name theirs (containerd: pkg/shim/util_unix.go, SocketAddress).
@@ -88,8 +88,10 @@ class TestDaemon:
         """Writes the runtime's configuration: the daemon's own settings with those of `sections`
         over them.
         """
-        transport = "grpc" if self.options.kind.endswith("-grpc") else "ttrpc"
-        own = {"state_root": self.state_root, "transport": transport, "log_level": "debug"}
+        own: dict[str, object] = {"state_root": self.state_root, "log_level": "debug"}
+        if self.options.kind.endswith("-grpc"):
+            # Only then: a configuration that speaks of the transport makes `start` read it.
+            own["transport"] = "grpc"
         write_config(self.config_path, {**sections, "shim": {**own, **sections.get("shim", {})}})
 
     def _containerd_settings(self) -> ContainerdSettings:
@@ -98,14 +100,20 @@ class TestDaemon:
         if self.options.kind.endswith("-grpc"):
             # containerd 2.3 takes a gRPC connection that has carried no call yet for a lost one, if the
             # goroutine that watches it runs before the first call (core/runtime/v2/shim.go, grpcDialContext).
-            # With one processor it never does.
+            # With one processor and a state directory whose writes never block it does not.
             env["GOMAXPROCS"] = "1"
         return ContainerdSettings(
             bin_dir=tool_directory(f"containerd-{release}"),
             directory=self.directory / "d",
+            state_dir=self._state_dir(),
             path=(*self.options.runtime.programs, tool_directory("runc-")),
             env=env,
         )
+
+    def _state_dir(self) -> Path:
+        # On a tmpfs where there is one, as /run/containerd is on most machines.
+        memory = Path("/dev/shm")
+        return memory / self.directory.name if memory.is_dir() else self.directory / "d/state"
 
     def _remove_cgroups(self) -> None:
         for root in cgroup_roots():

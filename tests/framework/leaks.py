@@ -20,11 +20,13 @@ SETTLE_S = 15.0
 
 @dataclass(frozen=True)
 class Scope:
-    """Where to look: the group of all containers, the runtime's state directory, and the sockets that the
-    shims of all containers so far could have left (their directory is shared by all daemons of a machine).
+    """Where to look: the group of all containers, the daemon's and the runtime's directories, and the sockets
+    that the shims of all containers so far could have left (their directory is shared by all daemons of a
+    machine).
     """
 
     cgroup: str
+    directory: Path
     state_root: Path
     shim_sockets: Callable[[], Collection[Path]]
 
@@ -50,7 +52,7 @@ class HostState:
             state = frozenset(str(entry) for entry in scope.state_root.iterdir())
         return cls(
             processes=frozenset(f"{entry.pid}@{entry.start}" for entry in tree.values()),
-            mounts=frozenset(host.mounts()),
+            mounts=frozenset(mount for mount in host.mounts() if not _is_foreign(mount, scope.directory)),
             links=frozenset(host.links()),
             network_namespaces=frozenset(host.network_namespaces([os.getpid(), *tree])),
             cgroups=frozenset(host.cgroups(scope.cgroup)),
@@ -100,6 +102,11 @@ def reap_orphans() -> None:
         if entry.parent == os.getpid() and entry.state == "Z":
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
+
+
+def _is_foreign(mount: str, own: Path) -> bool:
+    # Other test sessions of this machine have their daemons in directories named alike (scratch_directory).
+    return "/strato-" in mount.split(" ")[0] and f"/{own.name}/" not in mount
 
 
 def _describe(kind: str, item: str) -> str:

@@ -24,6 +24,7 @@ from .measure import Ratio, interleave, ratio, series
 RUN_BUDGET = 2.0
 START_BUDGET = 2.5
 FILE_MIB = 256
+FILES_TIMEOUT_S = 600.0
 TREE_FILES, TREE_FOLDERS = 20_000, 200
 
 
@@ -107,7 +108,8 @@ def files(daemon: TestDaemon, rounds: int, directory: Path) -> list[str]:
         script = f"read a _ < /proc/uptime; {command} > /dev/null; read b _ < /proc/uptime; echo $a $b"
 
         def once(kind: str, script: str = script) -> float:
-            begin, end = clients[kind].exec(names[kind], "sh", "-c", script).check().text.split()
+            done = clients[kind].exec(names[kind], "sh", "-c", script, timeout_s=FILES_TIMEOUT_S)
+            begin, end = done.check().text.split()
             return max(0.01, float(end) - float(begin))
 
         values = interleave({kind: lambda kind=kind: once(kind) for kind in clients}, rounds)  # type: ignore[misc]

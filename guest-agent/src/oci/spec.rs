@@ -62,6 +62,11 @@ impl ContainerSpec {
             json,
         })
     }
+
+    /// The spec's limits and device rules.
+    pub fn resources(&self) -> Option<&Value> {
+        self.json.pointer("/linux/resources")
+    }
 }
 
 /// Reads and adapts an exec's `process`. HOME is found by the helper, inside the container.

@@ -15,7 +15,7 @@ use crate::process::{ExecPlan, Phase, Process};
 use crate::reaper::{Exit, ProcessKey};
 use crate::stdio::{Streams, Wanted};
 use crate::sync::lock;
-use crate::{ids, paths};
+use crate::{device_filter, ids, paths};
 
 impl Sandbox {
     /// Prepares a container up to its start; returns init's pid. Nothing is left behind when it fails.
@@ -56,7 +56,7 @@ impl Sandbox {
             init: Process::new(key.clone(), Phase::Created, streams),
             execs: HashMap::new(),
             cgroup: spec.cgroup.clone(),
-            seccomp: spec.seccomp,
+            seccomp: spec.seccomp.clone(),
             own_user_namespace: spec.own_user_namespace,
             own_time_namespace: spec.own_time_namespace,
             oom_kills: 0,
@@ -67,13 +67,17 @@ impl Sandbox {
             ends,
             terminal: wanted.terminal,
             terminal_size: wanted.size,
-            cwd: spec.cwd,
+            cwd: spec.cwd.clone(),
         };
         let early_exit = std::sync::Mutex::new(None);
         let on_pid = |ticket, pid| {
             *lock(&early_exit) = lock(&self.exits.0).claim(ticket, pid, key.clone());
         };
-        let prepared = self.oci.create(order, &on_pid).await;
+        // Before the library: it finds the cgroup there, and no process of the container is ever without the rules.
+        let prepared = match device_filter::install(&spec.cgroup, spec.resources()) {
+            Ok(()) => self.oci.create(order, &on_pid).await,
+            Err(error) => Err(error),
+        };
         let prepared = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
