@@ -63,7 +63,7 @@ def launch(
             actions += [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(stdio)]
         argv = [launcher, "--status-fd", str(writer), *arguments]
         try:
-            # Python ignores two, a caller may ignore or block others; the program must not inherit any of that.
+            # Python ignores two; a caller may ignore or block others. The program must not inherit that.
             pid = os.posix_spawn(
                 launcher,
                 argv,
