@@ -18,13 +18,13 @@ def test_fifty_containers_one_after_another(ctr: Ctr) -> None:
 
 
 def test_eight_containers_at_once(ctr: Ctr) -> None:
-    def one(number: int) -> tuple[int, str]:
+    def one(number: int) -> tuple[int, str, str]:
         result = ctr.run("sh", "-c", f"echo number {number}; exit {number}", timeout_s=120)
-        return result.status, result.text
+        return result.status, result.text, result.error_text
 
     with ThreadPoolExecutor(PARALLEL) as pool:
         answers = list(pool.map(one, range(PARALLEL)))
-    assert answers == [(number, f"number {number}") for number in range(PARALLEL)]
+    assert answers == [(number, f"number {number}", "") for number in range(PARALLEL)], answers
 
 
 def test_eight_containers_that_live_side_by_side(ctr: Ctr) -> None:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # The signal module would bring enum along.
 _SIGKILL = 9
-_SIGPIPE = 13
-_SIGXFSZ = 25
+_SIGSTOP = 19
+_SETTABLE_SIGNALS = tuple(number for number in range(1, 32) if number not in (_SIGKILL, _SIGSTOP))
 
 _TIMEOUT_MS = 20_000
 """For fork, namespaces and exec on a loaded machine; only a dead file system needs longer."""
@@ -63,13 +63,13 @@ def launch(
             actions += [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(stdio)]
         argv = [launcher, "--status-fd", str(writer), *arguments]
         try:
-            # Python ignores these two, and a caller may block others; the program must not inherit that.
+            # Python ignores two; a caller may ignore or block others. The program must not inherit that.
             pid = os.posix_spawn(
                 launcher,
                 argv,
                 dict(os.environ if env is None else env),
                 file_actions=actions,
-                setsigdef=(_SIGPIPE, _SIGXFSZ),
+                setsigdef=_SETTABLE_SIGNALS,
                 setsigmask=(),
             )
         except OSError as error:
