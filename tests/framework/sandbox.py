@@ -8,7 +8,7 @@ from .command import eventually
 from .daemons import TestDaemon
 
 # Kind of process and a word of its command line, for those that strato-vmm starts.
-BACKENDS = {"qemu": "qemu-system", "virtiofsd": "virtiofsd", "vsock": "strato-vhost-device"}
+BACKENDS = {"qemu": "qemu-system", "virtiofsd": "virtiofsd", "vsock": "vhost-device-vsock"}
 KINDS = ("qemu", "virtiofsd", "vsock", "vmm", "holder", "shim")
 
 

@@ -83,7 +83,7 @@ def test_killed_qemu_is_a_host_error_that_names_it(vms: VmFactory) -> None:
     assert "SIGKILL" in report.message
 
 
-@pytest.mark.parametrize("program", ["virtiofsd", "strato-vhost-device"])
+@pytest.mark.parametrize("program", ["virtiofsd", "vhost-device-vsock"])
 def test_killed_backend_is_a_host_error_that_names_it(vms: VmFactory, tmp_path: Path, program: str) -> None:
     config = vms.config()
     vsock = VsockConfig(socket=config.runtime_dir / "v.sock")

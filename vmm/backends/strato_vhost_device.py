@@ -7,7 +7,6 @@ no byte at a close, keeps half-closes, and its listener survives a reset of the 
 from collections.abc import Callable
 from pathlib import Path
 
-from .. import paths
 from ..boards.base import DevicePlan
 from ..config import VsockConfig
 from ..processes import Process, ProcessTable
@@ -17,18 +16,20 @@ from .base import BackendStarter, PendingBackend
 class StratoVsockStarter(BackendStarter):
     """Starts strato-vhost-device for the vsock device."""
 
-    def __init__(self, on_exit: Callable[[Process], None]) -> None:
+    def __init__(self, program: Path, on_exit: Callable[[Process], None]) -> None:
+        self._program = program
         self._on_exit = on_exit
 
     def start(self, device: DevicePlan, directory: Path, processes: ProcessTable) -> PendingBackend:
         """See `BackendStarter`. Raises HostError."""
         vsock = device.source
         assert isinstance(vsock, VsockConfig)
-        program = paths.strato_vhost_device()
         socket_path = directory / f"{device.id}.sock"
         # Sockets left by a VM that was killed are replaced by the program itself.
         process = processes.spawn(
-            vsock_arguments(program, vsock, socket_path), name="strato-vhost-device", on_exit=self._on_exit
+            vsock_arguments(self._program, vsock, socket_path),
+            name="strato-vhost-device",
+            on_exit=self._on_exit,
         )
         return PendingBackend(device, process, socket_path)
 

@@ -63,7 +63,7 @@ def check_root() -> Iterator[Finding]:
 
 def check_programs() -> Iterator[Finding]:
     """The programs that strato-vmm starts."""
-    for find in (paths.qemu, paths.virtiofsd, paths.strato_vhost_device):
+    for find in (paths.qemu, paths.virtiofsd, paths.vhost_device_vsock):
         try:
             program = find()
         except ProgramNotFoundError as error:
