@@ -24,6 +24,7 @@ from .progress import capture, run, say, step
 PRODUCTS = (
     "strato-launch",
     "strato-holder",
+    "strato-vhost-device",
     "libstrato_sys.so",
     "vhost-device-vsock",
     "vmlinux",

@@ -34,11 +34,11 @@ def build_host(cache: Cache) -> dict[str, Path]:
 
     Raises CommandError with cargo's last lines.
     """
-    with host_workspace(cache) as target, step("Native: strato-launch, strato-holder, libstrato_sys.so"):
+    with host_workspace(cache) as target, step("Native: programs and libstrato_sys.so"):
         log = layout.LOGS / "native.log"
         environment = {"CARGO_TARGET_DIR": str(target)}
         common = ("nice", "cargo", "build", "--locked")
-        programs = ("-p", "strato-launch", "-p", "strato-holder")
+        programs = ("-p", "strato-launch", "-p", "strato-holder", "-p", "strato-abi")
         run(
             [*common, "--profile", "static", "--target", TARGET, *programs],
             log=log,
@@ -50,6 +50,7 @@ def build_host(cache: Cache) -> dict[str, Path]:
     return {
         "strato-launch": static / "strato-launch",
         "strato-holder": static / "strato-holder",
+        "strato-vhost-device": static / "strato-vhost-device",
         "libstrato_sys.so": target / "release" / "libstrato_sys.so",
     }
 

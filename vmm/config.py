@@ -168,7 +168,9 @@ class ProgramsConfig:
     virtiofsd: Path | None = None
     """The C virtiofsd of QEMU (shares)."""
     vhost_device_vsock: Path | None = None
-    """The vsock backend."""
+    """The reference vsock backend (crate vhost-device-vsock)."""
+    strato_vhost_device: Path | None = None
+    """Serves vsock with our own device core instead, when set; the default once every container test has used it."""  # noqa: E501
 
 
 @dataclass(frozen=True, kw_only=True)

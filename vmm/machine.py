@@ -143,6 +143,10 @@ class Machine(Observer):
         programs = self.config.programs
         match device.kind:
             case DeviceKind.VSOCK:
+                if programs.strato_vhost_device is not None:
+                    from .backends.strato_vhost_device import StratoVsockStarter
+
+                    return StratoVsockStarter(programs.strato_vhost_device, self._on_backend_exit)
                 from .backends.vhost_device_vsock import VhostDeviceVsockStarter
 
                 return VhostDeviceVsockStarter(programs.vhost_device_vsock, self._on_backend_exit)

@@ -80,8 +80,13 @@ def virtiofsd() -> Path:
     )
 
 
+def strato_vhost_device() -> Path:
+    """Return the program that serves our own device cores. Raises ProgramNotFoundError."""
+    return find_program("strato-vhost-device", hint="build it (make build)")
+
+
 def vhost_device_vsock() -> Path:
-    """Return the vsock backend. Raises ProgramNotFoundError."""
+    """Return the reference vsock backend. Raises ProgramNotFoundError."""
     return find_program(
         "vhost-device-vsock",
         hint="build it (make build) or set programs.vhost_device_vsock",

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.framework.vm import DEADLINE_S, VmFactory
-from vmm.config import DriveConfig, NetConfig, ShareCache, ShareConfig, VsockConfig
+from vmm import paths
+from vmm.config import DriveConfig, NetConfig, ProgramsConfig, ShareCache, ShareConfig, VsockConfig
 from vmm.sys import open_tap
 
 pytestmark = pytest.mark.integration
@@ -56,8 +57,18 @@ def share(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--recursive", directory], check=True)
 
 
-def test_vsock_carries_bytes_from_host_to_guest_and_back(vms: VmFactory) -> None:
-    config = vms.config()
+@pytest.fixture(params=["vhost-device-vsock", "strato-vhost-device"])
+def vsock_programs(request: pytest.FixtureRequest) -> ProgramsConfig:
+    """Both programs that can serve vsock: the reference and our own device core."""
+    if request.param == "strato-vhost-device":
+        return ProgramsConfig(strato_vhost_device=paths.strato_vhost_device())
+    return ProgramsConfig()
+
+
+def test_vsock_carries_bytes_from_host_to_guest_and_back(
+    vms: VmFactory, vsock_programs: ProgramsConfig
+) -> None:
+    config = replace(vms.config(), programs=vsock_programs)
     path = config.runtime_dir / "v.sock"
     vm = vms.boot(replace(config, vsock=VsockConfig(socket=path)))
     assert vm.ask("vsock-echo 1024") == "ok"
@@ -68,8 +79,8 @@ def test_vsock_carries_bytes_from_host_to_guest_and_back(vms: VmFactory) -> None
             assert exchange(connection, data) == data
 
 
-def test_guest_connects_to_a_listener_of_the_host(vms: VmFactory) -> None:
-    config = vms.config()
+def test_guest_connects_to_a_listener_of_the_host(vms: VmFactory, vsock_programs: ProgramsConfig) -> None:
+    config = replace(vms.config(), programs=vsock_programs)
     path = config.runtime_dir / "v.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.settimeout(DEADLINE_S)

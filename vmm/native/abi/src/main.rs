@@ -1,0 +1,105 @@
+//! `strato-vhost-device`: serves one device core on one vhost-user socket.
+//!
+//! strato-vmm starts one per device for the tcg engine and watches it; its death ends the VM. The
+//! appearance of the socket is the sign that it is ready. It prints nothing but complaints, on stderr.
+
+mod arguments;
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::process::ExitCode;
+
+use strato_devices::block::{Block, BlockConfig, Disk, FlushPolicy};
+use strato_devices::rng::{Rng, RngConfig};
+use strato_devices::vsock::{Vsock, VsockConfig};
+use strato_vhost_user::Server;
+use strato_virtio::DeviceCore;
+
+use self::arguments::{Arguments, Device};
+
+/// A wrong command line, as in sysexits.h.
+const EXIT_USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::parse(std::env::args_os().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(message) => {
+            log(&message);
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    abort_on_panic();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            log(&chain(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A panic anywhere ends the process: a device whose thread is gone must not look alive.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        report(info);
+        std::process::abort();
+    }));
+}
+
+fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
+    let core: Box<dyn DeviceCore> = match &arguments.device {
+        Device::Rng => Box::new(Rng::new(RngConfig::default())?),
+        Device::Block { file, readonly, serial, ignore_flush } => {
+            let file = OpenOptions::new().read(true).write(!readonly).open(file)?;
+            let flush = if *ignore_flush { FlushPolicy::Ignore } else { FlushPolicy::Sync };
+            let disk = Disk::new(file, flush)?;
+            Box::new(Block::new(BlockConfig { disk, readonly: *readonly, serial: serial.clone() })?)
+        }
+        Device::Vsock { path, guest_cid, max_connections } => {
+            // One descriptor for each stream, and some for the process itself.
+            raise_descriptor_limit(*max_connections as u64 + 64);
+            Box::new(Vsock::new(VsockConfig {
+                guest_cid: *guest_cid,
+                path: path.clone(),
+                max_connections: *max_connections,
+            })?)
+        }
+    };
+    let server = Server::new(&arguments.socket, core)?;
+    let mut report = |what: &dyn std::fmt::Display| log(&format!("Refused a front-end request: {what}"));
+    if arguments.once {
+        server.serve_one(&mut report)?
+    } else {
+        server.serve(&mut report)?
+    }
+    Ok(())
+}
+
+/// Raises the soft limit of open files to `wanted`, or as far as the hard limit lets it.
+fn raise_descriptor_limit(wanted: u64) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a local of the right type.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 || limit.rlim_cur >= wanted {
+        return;
+    }
+    limit.rlim_cur = wanted.min(limit.rlim_max);
+    // SAFETY: as above. If it fails, fewer streams fit, and those beyond wait for their turn.
+    unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+fn log(line: &str) {
+    // Nobody is left to tell if stderr is closed.
+    let _ = writeln!(std::io::stderr(), "strato-vhost-device: {line}");
+}

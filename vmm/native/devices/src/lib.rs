@@ -1,0 +1,12 @@
+//! The virtio device cores. Each folder has the same files: `device` (the [`strato_virtio::DeviceCore`]),
+//! `queue` (what is in the buffers), `backend` (the host side), `metrics`, `state` (saved state), `tests`.
+//!
+//! Cores know no transport and no interrupt line, and nothing here knows containers or JSON.
+
+pub mod block;
+mod bucket;
+pub mod rng;
+mod timer;
+pub mod vsock;
+
+pub use self::bucket::{BucketConfig, TokenBucket};

@@ -1,0 +1,447 @@
+//! The socket device core: the life of connections and the host's side of opening them.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use strato_virtio::record::RecordError;
+use strato_virtio::{
+    Chain, ConfigSpace, DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Events, Interest, Progress,
+    RING_FEATURES, Ready,
+};
+
+use super::backend::{HostListener, receive_first_line, send};
+use super::connection::{Connection, Phase, Ports};
+use super::metrics::VsockMetrics;
+use super::queue::Header;
+use super::receive::BATCH;
+use super::state::{self, Saved};
+use super::table::{Stream, Table, Token};
+use crate::timer::Timer;
+
+const DEVICE_TYPE: u32 = 19;
+/// To the guest.
+pub(super) const RX_QUEUE: u16 = 0;
+/// From the guest.
+pub(super) const TX_QUEUE: u16 = 1;
+/// Events to the guest.
+const EVENT_QUEUE: u16 = 2;
+
+/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (virtio 1.2, 5.10.6.7).
+const EVENT_TRANSPORT_RESET: u32 = 0;
+
+const LISTENER: u64 = 0;
+const TIMER: u64 = 1;
+
+/// Host ports of host-initiated connections begin here, far from those that anyone listens on.
+const FIRST_HOST_PORT: u32 = 1 << 30;
+
+/// How long a host program may take to say where it wants to go, a guest to answer, and a host program's
+/// backlog to have room.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often a host program with a full backlog is asked again.
+const DIAL_AGAIN: Duration = Duration::from_millis(5);
+
+/// How long the listener rests when the process has no descriptors left.
+const LISTEN_AGAIN: Duration = Duration::from_millis(100);
+
+/// What all windows together are measured by. One connection of many gets a smaller one.
+const WINDOW_BUDGET: usize = 32 << 20;
+const MAX_WINDOW: usize = 256 << 10;
+const MIN_WINDOW: usize = 16 << 10;
+
+/// Host programs taken in at one event.
+const ACCEPTS: usize = 64;
+
+/// What a socket device is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VsockConfig {
+    /// The guest's context id, at least 3.
+    pub guest_cid: u64,
+    /// Where host programs connect; `<path>_<port>` is where the guest does.
+    pub path: PathBuf,
+    /// Most streams at a time.
+    pub max_connections: usize,
+}
+
+/// The socket device.
+pub struct Vsock {
+    info: DeviceInfo,
+    pub(super) config: VsockConfig,
+    pub(super) listener: HostListener,
+    pub(super) table: Table,
+    pub(super) metrics: Arc<VsockMetrics>,
+    /// Resets for packets that belong to no connection.
+    pub(super) replies: VecDeque<Header>,
+    /// The transmit queue waits until replies are taken.
+    pub(super) transmit_waits: bool,
+    /// The guest has to hear of a transport reset before anything else.
+    pub(super) event_due: bool,
+    pub(super) tx_chain: Chain,
+    pub(super) rx_chains: Vec<Chain>,
+    timer: Timer,
+    deadlines: VecDeque<(Instant, Token)>,
+    dialling: Vec<Token>,
+    listener_aside: bool,
+    transmit_pending: bool,
+    next_port: u32,
+}
+
+impl Vsock {
+    /// Listens at the configured path.
+    ///
+    /// # Errors
+    /// The path cannot be listened at, the context id is one of the reserved ones, or there are no
+    /// descriptors.
+    pub fn new(config: VsockConfig) -> io::Result<Self> {
+        if config.guest_cid <= 2 || config.guest_cid >= u64::from(u32::MAX) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "Guest CID must be from 3 to 4294967294",
+            ));
+        }
+        let listener = HostListener::bind(&config.path)?;
+        Ok(Self {
+            info: DeviceInfo {
+                device_type: DEVICE_TYPE,
+                name: "vsock",
+                features: RING_FEATURES,
+                queue_sizes: vec![256, 256, 4],
+                config_len: 8,
+            },
+            config,
+            listener,
+            table: Table::default(),
+            metrics: Arc::default(),
+            replies: VecDeque::new(),
+            transmit_waits: false,
+            event_due: false,
+            tx_chain: Chain::new(),
+            rx_chains: vec![Chain::new(); BATCH],
+            timer: Timer::new()?,
+            deadlines: VecDeque::new(),
+            dialling: Vec::new(),
+            listener_aside: false,
+            transmit_pending: false,
+            next_port: FIRST_HOST_PORT,
+        })
+    }
+
+    /// The device's counters.
+    pub fn metrics(&self) -> Arc<VsockMetrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// Ends all connections and tells the guest that the transport was reset (a clone, a restored guest).
+    pub fn reset_transport(&mut self) {
+        self.driver_gone();
+        self.event_due = true;
+    }
+
+    /// The window of a new connection.
+    pub(super) fn window(&self) -> u32 {
+        let share = WINDOW_BUDGET / (self.table.len() + 1);
+        share.clamp(MIN_WINDOW, MAX_WINDOW) as u32
+    }
+
+    fn start_waiting(&mut self, token: Token) {
+        self.deadlines.push_back((Instant::now() + PATIENCE, token));
+        self.set_timer();
+    }
+
+    /// The host program's backlog is full: ask again soon.
+    pub(super) fn dial_again(&mut self, token: Token) {
+        self.dialling.push(token);
+        self.start_waiting(token);
+    }
+
+    fn set_timer(&mut self) {
+        let next = self.deadlines.front().map(|(when, _)| when.saturating_duration_since(Instant::now()));
+        if !self.dialling.is_empty() {
+            self.timer.arm(DIAL_AGAIN);
+        } else if self.listener_aside {
+            self.timer.arm(LISTEN_AGAIN);
+        } else if let Some(after) = next {
+            self.timer.arm(after);
+        } else {
+            self.timer.disarm();
+        }
+    }
+
+    fn timer_expired(&mut self, events: &Events) {
+        self.timer.expired();
+        if std::mem::take(&mut self.listener_aside) {
+            self.listener_aside = events.add(self.listener.fd(), LISTENER, Interest::Readable).is_err();
+        }
+        for token in std::mem::take(&mut self.dialling) {
+            self.dial(events, token);
+        }
+        let now = Instant::now();
+        while self.deadlines.front().is_some_and(|(when, _)| *when <= now) {
+            let Some((_, token)) = self.deadlines.pop_front() else { break };
+            let late = match self.table.get_mut(token) {
+                Some(Stream::Client(_)) => true,
+                Some(Stream::Connection(connection)) => connection.phase != Phase::Open,
+                None => false,
+            };
+            if late {
+                self.give_up(token);
+            }
+        }
+        self.set_timer();
+    }
+
+    fn dial(&mut self, events: &Events, token: Token) {
+        let Some(connection) = self.table.connection(token) else { return };
+        let Some(ports) = connection.ports else { return };
+        match self.listener.dial(ports.host) {
+            Ok(stream) if events.add(stream.as_raw_fd(), token, Interest::Edges).is_ok() => {
+                connection.open_with(stream);
+                self.table.schedule(token);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.dialling.push(token),
+            _ => self.reset_connection(token),
+        }
+    }
+
+    /// Too late: a client that said nothing, a guest or a host program that did not answer.
+    fn give_up(&mut self, token: Token) {
+        match self.table.connection(token) {
+            // A request that the guest never saw needs no reset.
+            Some(connection) if !connection.due.request => self.reset_connection(token),
+            _ => self.forget(token),
+        }
+    }
+
+    /// Ends a connection at once, and tells the guest.
+    pub(super) fn reset_connection(&mut self, token: Token) {
+        if let Some(connection) = self.table.connection(token) {
+            connection.fail();
+            self.table.schedule(token);
+        }
+    }
+
+    /// The guest ends a connection at once. What it sent before is still delivered.
+    pub(super) fn reset_by_guest(&mut self, token: Token) {
+        let Some(connection) = self.table.connection(token) else { return };
+        let ports = connection.ports;
+        let undelivered = connection.orphan();
+        if let Some(ports) = ports {
+            self.table.release_ports(ports);
+        }
+        if !undelivered {
+            self.forget(token);
+        }
+    }
+
+    pub(super) fn forget(&mut self, token: Token) {
+        if let Some(Stream::Connection(_)) = self.table.remove(token) {
+            VsockMetrics::add(&self.metrics.closed, 1);
+        }
+    }
+
+    /// The guest took a host program's connection.
+    pub(super) fn accepted_by_guest(&mut self, token: Token) {
+        let Some(connection) = self.table.connection(token) else { return };
+        connection.phase = Phase::Open;
+        let answer = connection.ports.map_or_else(String::new, |ports| format!("OK {}\n", ports.host));
+        // The socket is fresh: it takes this much, or the host program is gone.
+        let sent = connection.fd().map(|fd| send(fd, (answer.as_bytes(), &[])));
+        if matches!(sent, Some(Ok(count)) if count == answer.len()) {
+            self.table.schedule(token);
+        } else {
+            self.reset_connection(token);
+        }
+    }
+
+    fn accept(&mut self, events: &Events) {
+        for _ in 0..ACCEPTS {
+            let stream = match self.listener.accept() {
+                Ok(Some(stream)) => stream,
+                Ok(None) => return,
+                Err(_) => {
+                    // No descriptors left, most likely. The listener would be reported again and again, so it
+                    // is put aside for a while; host programs wait in its backlog.
+                    events.remove(self.listener.fd());
+                    self.listener_aside = true;
+                    return self.set_timer();
+                }
+            };
+            if self.table.len() >= self.config.max_connections {
+                continue;
+            }
+            let fd = stream.as_raw_fd();
+            let token = self.table.insert(Stream::Client(stream));
+            if events.add(fd, token, Interest::Edges).is_err() {
+                self.table.remove(token);
+                continue;
+            }
+            self.start_waiting(token);
+        }
+    }
+
+    /// A host program may have said where it wants to go.
+    fn hear_client(&mut self, token: Token) {
+        let Some(Stream::Client(stream)) = self.table.get_mut(token) else { return };
+        let guest = match receive_first_line(stream) {
+            Ok(Some(port)) => port,
+            Ok(None) => return,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(_) => return self.forget(token),
+        };
+        let ports = Ports { host: self.free_host_port(guest), guest };
+        let window = self.window();
+        self.table
+            .promote(token, ports, |stream| Connection::new(ports, Phase::Requested, window, Some(stream)));
+        VsockMetrics::add(&self.metrics.opened, 1);
+        // The first line had its time; the guest gets its own.
+        self.start_waiting(token);
+        self.table.schedule(token);
+    }
+
+    fn free_host_port(&mut self, guest: u32) -> u32 {
+        loop {
+            let host = self.next_port;
+            self.next_port = host.checked_add(1).unwrap_or(FIRST_HOST_PORT).max(FIRST_HOST_PORT);
+            // Ends: there are far fewer streams than ports.
+            if self.table.find(Ports { host, guest }).is_none() {
+                return host;
+            }
+        }
+    }
+
+    /// The driver that knew the connections is gone. What it sent is still delivered; host programs whose
+    /// request no driver has seen wait for the next one.
+    fn driver_gone(&mut self) {
+        self.replies.clear();
+        self.transmit_waits = false;
+        for token in self.table.tokens() {
+            if self.table.connection(token).is_some_and(|connection| !connection.due.request) {
+                self.reset_by_guest(token);
+            }
+        }
+    }
+
+    fn stream_ready(&mut self, token: Token, ready: Ready) {
+        match self.table.get_mut(token) {
+            Some(Stream::Client(_)) => self.hear_client(token),
+            Some(Stream::Connection(connection)) => {
+                connection.note(ready.readable, ready.writable, ready.hung_up);
+                connection.flush();
+                if connection.finished() {
+                    self.forget(token);
+                } else {
+                    self.table.schedule(token);
+                }
+            }
+            // Ended by an earlier event of the same batch.
+            None => {}
+        }
+    }
+
+    fn deliver_event(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceFault> {
+        if !self.event_due {
+            return Ok(());
+        }
+        let Some(mut ring) = io.ring(EVENT_QUEUE) else { return Ok(()) };
+        let mut chain = Chain::new();
+        while ring.pop(&mut chain)? {
+            let event = EVENT_TRANSPORT_RESET.to_le_bytes();
+            let written = if ring.write(&chain, 0, &event).is_ok() { event.len() as u32 } else { 0 };
+            ring.complete(chain.head(), written)?;
+            if written > 0 {
+                self.event_due = false;
+                // Packets that the guest sent meanwhile have been waiting without a kick to come.
+                self.transmit_pending = true;
+                break;
+            }
+        }
+        if self.event_due && ring.allow_kicks()? {
+            return self.deliver_event(io);
+        }
+        ring.notify()
+    }
+}
+
+impl DeviceCore for Vsock {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn attach(&mut self, io: &mut DeviceIo<'_>) -> io::Result<()> {
+        io.events.add(self.listener.fd(), LISTENER, Interest::Readable)?;
+        io.events.add(self.timer.fd(), TIMER, Interest::Readable)
+    }
+
+    fn config(&self) -> ConfigSpace {
+        ConfigSpace::new(self.config.guest_cid.to_le_bytes().to_vec())
+    }
+
+    fn queue_started(&mut self, _io: &mut DeviceIo<'_>, queue: u16, resumed: bool) {
+        // Nothing moves until both data queues run, so a new driver is noticed before it is spoken to.
+        if !resumed && queue != EVENT_QUEUE {
+            self.driver_gone();
+        }
+    }
+
+    fn process_queue(&mut self, io: &mut DeviceIo<'_>, queue: u16) -> Result<Progress, DeviceFault> {
+        self.transmit_pending |= queue == TX_QUEUE;
+        self.resume(io)
+    }
+
+    fn process_event(
+        &mut self,
+        io: &mut DeviceIo<'_>,
+        token: u64,
+        ready: Ready,
+    ) -> Result<Progress, DeviceFault> {
+        match token {
+            LISTENER => self.accept(io.events),
+            TIMER => self.timer_expired(io.events),
+            _ => self.stream_ready(token, ready),
+        }
+        // The guest is served once for all events of a turn.
+        Ok(Progress::Again)
+    }
+
+    fn resume(&mut self, io: &mut DeviceIo<'_>) -> Result<Progress, DeviceFault> {
+        self.deliver_event(io)?;
+        let mut progress = Progress::Idle;
+        if self.transmit_pending {
+            progress = self.transmit(io)?;
+            self.transmit_pending = progress == Progress::Again;
+        }
+        if self.receive(io)? == Progress::Again {
+            progress = Progress::Again;
+        }
+        if self.transmit_waits && self.replies.is_empty() {
+            self.transmit_waits = false;
+            self.transmit_pending = true;
+            progress = Progress::Again;
+        }
+        Ok(progress)
+    }
+
+    fn reset(&mut self, _io: &mut DeviceIo<'_>) {
+        self.driver_gone();
+        self.event_due = false;
+        self.transmit_pending = false;
+    }
+
+    fn save(&self) -> Vec<u8> {
+        state::save(Saved { guest_cid: self.config.guest_cid, next_port: self.next_port })
+    }
+
+    fn restore(&mut self, record: &[u8]) -> Result<(), RecordError> {
+        let saved = state::restore(record)?;
+        if saved.guest_cid != self.config.guest_cid {
+            return Err(RecordError::Value("guest CID"));
+        }
+        self.next_port = saved.next_port.max(FIRST_HOST_PORT);
+        self.reset_transport();
+        Ok(())
+    }
+}

@@ -1,0 +1,226 @@
+//! What a guest says that is not true, and seeded noise.
+
+use std::io::Write;
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use strato_virtio::mock::{Descriptor, SeededRandom, WRITE};
+
+use super::super::queue::HEADER_LEN;
+use super::super::{Header, Op};
+use super::guest::{Folder, Guest, packet, uds, uds_for};
+
+const PORT: u32 = 1234;
+
+fn answer(header: Header, data: &[u8]) -> Option<Op> {
+    let folder = Folder::new("lie");
+    let mut guest = Guest::new(&folder);
+    let _listener = UnixListener::bind(uds_for(&folder, PORT)).unwrap();
+    guest.send(packet(Op::Request, PORT, 1), &[]);
+    guest.kick();
+    assert_eq!(guest.expect().0.op, Op::Response);
+    assert!(guest.send(header, data));
+    guest.kick();
+    assert!(guest.host.fault().is_none());
+    guest.refill();
+    while guest.turn() {}
+    guest.take().map(|(header, _)| header.op)
+}
+
+#[test]
+fn packets_that_make_no_sense_are_answered_with_a_reset() {
+    let data = Header { len: 4, ..packet(Op::ReadWrite, PORT, 1) };
+    assert_eq!(answer(Header { dst_cid: 7, ..data }, b"data"), Some(Op::Reset), "not for the host");
+    assert_eq!(answer(Header { socket_type: 9, ..data }, b"data"), Some(Op::Reset), "unknown type");
+    assert_eq!(answer(Header { op: Op::Unknown(99), ..data }, b"data"), Some(Op::Reset), "unknown operation");
+    assert_eq!(answer(Header { len: 5, ..data }, b"data"), Some(Op::Reset), "longer than its buffers");
+    assert_eq!(answer(Header { len: u32::MAX, ..data }, b"data"), Some(Op::Reset), "absurdly long");
+    assert_eq!(answer(Header { src_port: 2, ..data }, b"data"), Some(Op::Reset), "no such connection");
+    assert_eq!(answer(packet(Op::Response, PORT, 1), &[]), Some(Op::Reset), "answer to no question");
+    assert_eq!(answer(packet(Op::Request, PORT, 1), &[]), Some(Op::Reset), "ports in use");
+}
+
+#[test]
+fn packets_in_another_name_are_dropped() {
+    let data = Header { len: 4, ..packet(Op::ReadWrite, PORT, 1) };
+    assert_eq!(answer(Header { src_cid: 4, ..data }, b"data"), None);
+    assert_eq!(answer(Header { src_port: 2, op: Op::Reset, ..data }, &[]), None, "resets are never answered");
+}
+
+#[test]
+fn data_after_the_end_and_beyond_the_window_resets_the_connection() {
+    let folder = Folder::new("window-lie");
+    let mut guest = Guest::new(&folder);
+    let listener = UnixListener::bind(uds_for(&folder, PORT)).unwrap();
+    for flags in [2, 0] {
+        guest.send(packet(Op::Request, PORT, 1), &[]);
+        guest.kick();
+        assert_eq!(guest.expect().0.op, Op::Response);
+        let _host = listener.accept().unwrap();
+        guest.send(Header { flags, ..packet(Op::Shutdown, PORT, 1) }, &[]);
+        let mut reset = false;
+        for _ in 0..40 {
+            guest.send(Header { len: 65536, ..packet(Op::ReadWrite, PORT, 1) }, &[0; 65536]);
+            guest.kick();
+            guest.refill();
+            while guest.turn() {}
+            reset |= std::iter::from_fn(|| guest.take()).any(|(header, _)| header.op == Op::Reset);
+            if reset {
+                break;
+            }
+        }
+        assert!(reset);
+        assert_eq!(guest.open_streams(), 0);
+    }
+}
+
+#[test]
+fn short_packets_are_dropped() {
+    let folder = Folder::new("short");
+    let mut guest = Guest::new(&folder);
+    for len in 0..HEADER_LEN {
+        guest.tx.write(0x3_0000, &[0xff; HEADER_LEN]);
+        assert!(guest.send_raw(&vec![0xff; len.max(1)], &[]));
+        guest.kick();
+    }
+    assert!(guest.host.fault().is_none());
+    guest.expect_silence();
+}
+
+#[test]
+fn receive_buffers_too_small_for_a_header_come_back_empty() {
+    let folder = Folder::new("small-rx");
+    let mut guest = Guest::new(&folder);
+    guest.rx_len = 44;
+    guest.refill_to(8);
+    guest.send(packet(Op::Request, 99, 1), &[]);
+    guest.kick();
+    while guest.turn() {}
+    assert_eq!(guest.take(), None);
+    assert!(guest.host.fault().is_none());
+    guest.rx_len = 45;
+    assert_eq!(guest.expect().0.op, Op::Reset);
+}
+
+#[test]
+fn receive_buffers_of_all_sizes_and_shapes_deliver_every_byte() {
+    let folder = Folder::new("shapes");
+    let mut guest = Guest::new(&folder);
+    let listener = UnixListener::bind(uds_for(&folder, PORT)).unwrap();
+    guest.send(packet(Op::Request, PORT, 1), &[]);
+    guest.kick();
+    assert_eq!(guest.expect().0.op, Op::Response);
+    let mut host = listener.accept().unwrap().0;
+    let sent: Vec<u8> = (0..150_000u32).map(|n| (n * 7) as u8).collect();
+    host.write_all(&sent).unwrap();
+    let mut random = SeededRandom::new(3);
+    let mut got = Vec::new();
+    while got.len() < sent.len() {
+        // Never more out than the mixture needs, so that sizes alternate within one read.
+        for out in 1..20 {
+            guest.rx_len = [20, 44, 45, 100, 4096, 9000][random.below(6) as usize];
+            guest.refill_to(out);
+        }
+        while guest.turn() {}
+        while let Some((header, data)) = guest.take() {
+            assert_eq!(header.op, Op::ReadWrite);
+            got.extend_from_slice(&data);
+        }
+    }
+    assert_eq!(got, sent);
+    assert!(guest.host.fault().is_none());
+}
+
+#[test]
+fn resets_that_the_guest_does_not_take_hold_its_own_packets_up() {
+    let folder = Folder::new("replies");
+    let mut guest = Guest::new(&folder);
+    let mut sent = 0;
+    while guest.send(packet(Op::Request, 99, sent), &[]) {
+        sent += 1;
+        guest.kick();
+        assert!(sent < 10_000);
+    }
+    assert!(sent >= 256, "{sent}");
+    let mut resets = 0;
+    while resets < sent {
+        assert_eq!(guest.expect().0.op, Op::Reset);
+        resets += 1;
+    }
+}
+
+#[test]
+fn broken_chain_stops_the_device_until_a_reset() {
+    let folder = Folder::new("broken");
+    let mut guest = Guest::new(&folder);
+    guest.tx.write_descriptor(0, Descriptor { addr: u64::MAX, len: 64, flags: WRITE, next: 0 });
+    guest.tx.publish(0);
+    guest.host.kick(1);
+    assert!(guest.host.fault().is_some());
+    guest.refill();
+    guest.kick();
+    guest.host.reset();
+    guest.begin_driver();
+    guest.send(packet(Op::Request, 99, 1), &[]);
+    guest.kick();
+    assert_eq!(guest.expect().0.op, Op::Reset);
+}
+
+#[test]
+fn headers_survive_a_round_trip() {
+    let mut random = SeededRandom::new(1);
+    for _ in 0..100_000 {
+        let mut raw = [0; HEADER_LEN];
+        random.fill(&mut raw);
+        assert_eq!(Header::parse(&raw).to_bytes(), raw);
+    }
+}
+
+/// Random packets, some of them nearly right, on random ports with host programs that come and go: whatever
+/// happens, the device neither dies nor forgets to count.
+#[test]
+fn noise_is_survived() {
+    for seed in 0..60 {
+        let folder = Folder::new(&format!("noise-{seed}"));
+        let mut guest = Guest::with_limit(&folder, 16);
+        let mut random = SeededRandom::new(seed);
+        let listeners: Vec<_> =
+            (0..3).map(|port| UnixListener::bind(uds_for(&folder, port)).unwrap()).collect();
+        listeners.iter().for_each(|listener| listener.set_nonblocking(true).unwrap());
+        let mut programs: Vec<UnixStream> = Vec::new();
+        for _ in 0..600 {
+            let mut raw = packet(Op::Request, random.below(4) as u32, random.below(4) as u32).to_bytes();
+            raw[30] = random.below(9) as u8;
+            raw[32] = random.below(4) as u8;
+            let data = vec![0; random.below(3000) as usize * random.below(2) as usize];
+            raw[24..28].copy_from_slice(&(data.len() as u32).to_le_bytes());
+            raw[36..40].copy_from_slice(&((random.next_u64() >> random.below(64)) as u32).to_le_bytes());
+            if random.below(4) == 0 {
+                raw[random.below(44) as usize] ^= 1 << random.below(8);
+            }
+            guest.send_raw(&raw, &data);
+            match random.below(6) {
+                0 => programs.extend(listeners.iter().filter_map(|listener| Some(listener.accept().ok()?.0))),
+                1 if !programs.is_empty() => {
+                    programs.swap_remove(random.below(programs.len() as u64) as usize);
+                }
+                2 => {
+                    let mut program = UnixStream::connect(uds(&folder)).unwrap();
+                    program.write_all(format!("CONNECT {}\nnoise", random.below(4)).as_bytes()).unwrap();
+                    programs.push(program);
+                }
+                3 => guest.kick(),
+                4 => guest.refill_to(random.below(64) as usize),
+                _ => {
+                    guest.turn();
+                    while guest.take().is_some() {}
+                }
+            }
+        }
+        assert!(guest.host.fault().is_none(), "seed {seed}");
+        guest.host.reset();
+        drop(programs);
+        drop(listeners);
+        while guest.turn() {}
+        assert!(guest.open_streams() <= 16, "seed {seed}");
+    }
+}

@@ -1,0 +1,6 @@
+//! The socket device against the mock driver and real unix sockets.
+
+mod behaviour;
+mod guest;
+mod lies;
+mod streams;

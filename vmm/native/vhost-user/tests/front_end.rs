@@ -1,0 +1,383 @@
+//! The shell against a front end built on the same protocol crate: order of messages, late kicks, rings that
+//! are never kicked, quiescing, reconnection, refusals.
+#![allow(missing_docs, clippy::unwrap_used, clippy::indexing_slicing)]
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use strato_devices::rng::{Rng, RngConfig};
+use strato_devices::vsock::{Vsock, VsockConfig};
+use strato_vhost_user::Server;
+use strato_virtio::mock::MockQueue;
+use strato_virtio::{DeviceCore, GuestRam, GuestRamHandle, RING_FEATURES, VIRTIO_F_VERSION_1};
+use vhost::vhost_user::message::{VhostUserConfigFlags, VhostUserHeaderFlag};
+use vhost::vhost_user::{Frontend, VhostUserFrontend, VhostUserProtocolFeatures};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+const RAM: usize = 1 << 20;
+const PROTOCOL: u64 = 1 << 30;
+
+struct Backend {
+    path: PathBuf,
+    reports: Receiver<String>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Serves `core` to `front_ends` front ends, one after the other.
+fn serve(core: Box<dyn DeviceCore>, front_ends: usize) -> Backend {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let path = std::env::temp_dir().join(format!("strato-vu-{}-{count}", std::process::id()));
+    let server = Server::new(&path, core).unwrap();
+    let (sender, reports) = channel();
+    let thread = std::thread::spawn(move || {
+        let mut report = |what: &dyn std::fmt::Display| drop(sender.send(what.to_string()));
+        for _ in 0..front_ends {
+            server.serve_one(&mut report).unwrap();
+        }
+    });
+    Backend { path, reports, thread: Some(thread) }
+}
+
+fn rng(front_ends: usize) -> Backend {
+    serve(Box::new(Rng::new(RngConfig::default()).unwrap()), front_ends)
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+        if let Some(thread) = self.thread.take()
+            && !std::thread::panicking()
+        {
+            thread.join().unwrap();
+        }
+    }
+}
+
+fn memfd(len: usize) -> File {
+    // SAFETY: the name is a literal with a terminator; the descriptor returned is new and ours.
+    let file = unsafe { File::from_raw_fd(libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC)) };
+    file.set_len(len as u64).unwrap();
+    file
+}
+
+/// Guest memory in a memfd, as a front end has it.
+fn shared_ram() -> GuestRamHandle {
+    let file = FileOffset::new(memfd(RAM), 0);
+    Arc::new(GuestRam::from_ranges_with_files([(GuestAddress(0), RAM, Some(file))]).unwrap())
+}
+
+struct FrontEnd {
+    requests: Frontend,
+    ram: GuestRamHandle,
+    queue: MockQueue,
+    kick: EventFd,
+    call: EventFd,
+}
+
+impl FrontEnd {
+    /// Everything up to the ring: features, memory.
+    fn connect(backend: &Backend) -> Self {
+        let ram = shared_ram();
+        let queue = MockQueue::new(&ram, 0x1000, 16).0;
+        Self::with_memory(backend, ram, queue)
+    }
+
+    fn with_memory(backend: &Backend, ram: GuestRamHandle, queue: MockQueue) -> Self {
+        let mut requests = Frontend::connect(&backend.path, 3).unwrap();
+        requests.set_owner().unwrap();
+        let features = requests.get_features().unwrap();
+        assert_eq!(features, RING_FEATURES | PROTOCOL);
+        let offered = requests.get_protocol_features().unwrap();
+        requests.set_protocol_features(offered).unwrap();
+        assert!(offered.contains(VhostUserProtocolFeatures::REPLY_ACK | VhostUserProtocolFeatures::CONFIG));
+        requests.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        requests.set_features(VIRTIO_F_VERSION_1 | PROTOCOL).unwrap();
+        let eventfd = || EventFd::new(EFD_NONBLOCK).unwrap();
+        let front_end = Self { requests, ram, queue, kick: eventfd(), call: eventfd() };
+        front_end.send_memory().unwrap();
+        front_end
+    }
+
+    fn send_memory(&self) -> vhost::Result<()> {
+        self.requests.set_mem_table(&[region(&self.ram)])
+    }
+
+    fn addresses(&self) -> VringConfigData {
+        let layout = self.queue.layout();
+        let user = |guest: u64| self.ram.get_host_address(GuestAddress(guest)).unwrap() as u64;
+        VringConfigData {
+            queue_max_size: 16,
+            queue_size: 16,
+            flags: 0,
+            desc_table_addr: user(layout.desc_table),
+            used_ring_addr: user(layout.used_ring),
+            avail_ring_addr: user(layout.avail_ring),
+            log_addr: None,
+        }
+    }
+
+    fn set_up(&self, base: u16) {
+        self.requests.set_vring_num(0, 16).unwrap();
+        self.requests.set_vring_addr(0, &self.addresses()).unwrap();
+        self.requests.set_vring_base(0, base).unwrap();
+        self.requests.set_vring_call(0, &self.call).unwrap();
+    }
+
+    fn start(&mut self, base: u16) {
+        self.set_up(base);
+        self.requests.set_vring_kick(0, &self.kick).unwrap();
+        self.requests.set_vring_enable(0, true).unwrap();
+    }
+
+    fn ask(&mut self) {
+        self.queue.offer(&[(0x8000, 16, true)]).unwrap();
+    }
+
+    /// Waits until the call eventfd is signalled, then takes one used buffer.
+    fn answered(&mut self) -> u32 {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            if let Some((_, len)) = self.queue.take_used() {
+                return len;
+            }
+            assert!(Instant::now() < deadline, "no answer");
+            let mut poll = libc::pollfd { fd: self.call.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: one pollfd, which is ours.
+            unsafe { libc::poll(&mut poll, 1, 1000) };
+            let _ = self.call.read();
+        }
+    }
+}
+
+fn region(ram: &GuestRamHandle) -> VhostUserMemoryRegionInfo {
+    let region = ram.find_region(GuestAddress(0)).unwrap();
+    let file = region.file_offset().unwrap();
+    VhostUserMemoryRegionInfo {
+        guest_phys_addr: 0,
+        memory_size: region.len(),
+        userspace_addr: region.as_ptr() as u64,
+        mmap_offset: file.start(),
+        mmap_handle: file.file().as_raw_fd(),
+    }
+}
+
+#[test]
+fn kicked_ring_is_served_and_called() {
+    let backend = rng(1);
+    let mut front_end = FrontEnd::connect(&backend);
+    front_end.start(0);
+    front_end.ask();
+    front_end.kick.write(1).unwrap();
+    assert_eq!(front_end.answered(), 16);
+}
+
+#[test]
+fn ring_that_is_never_kicked_is_seen() {
+    let backend = rng(1);
+    let mut front_end = FrontEnd::connect(&backend);
+    front_end.ask();
+    front_end.start(0);
+    assert_eq!(front_end.answered(), 16);
+}
+
+#[test]
+fn kick_descriptor_may_come_last() {
+    let backend = rng(1);
+    let mut front_end = FrontEnd::connect(&backend);
+    front_end.set_up(0);
+    front_end.requests.set_vring_enable(0, true).unwrap();
+    front_end.ask();
+    front_end.kick.write(1).unwrap();
+    front_end.requests.set_vring_kick(0, &front_end.kick).unwrap();
+    assert_eq!(front_end.answered(), 16);
+}
+
+#[test]
+fn disabled_ring_is_left_alone_until_it_is_enabled() {
+    let backend = rng(1);
+    let mut front_end = FrontEnd::connect(&backend);
+    front_end.start(0);
+    front_end.requests.set_vring_enable(0, false).unwrap();
+    front_end.ask();
+    front_end.kick.write(1).unwrap();
+    // An answered request proves that the device had its chance.
+    front_end.requests.get_features().unwrap();
+    assert_eq!(front_end.queue.used_idx(), 0);
+    front_end.requests.set_vring_enable(0, true).unwrap();
+    assert_eq!(front_end.answered(), 16);
+}
+
+#[test]
+fn nothing_is_touched_after_get_vring_base() {
+    let backend = rng(1);
+    let mut front_end = FrontEnd::connect(&backend);
+    front_end.start(0);
+    for round in 0..50u32 {
+        let mut asked = 0;
+        while asked < 8 {
+            front_end.ask();
+            asked += 1;
+            front_end.kick.write(1).unwrap();
+        }
+        let base = front_end.requests.get_vring_base(0).unwrap();
+        let used = front_end.queue.used_idx();
+        assert_eq!(base as u16, used, "everything taken was given back, round {round}");
+        while front_end.queue.take_used().is_some() {}
+        front_end.ask();
+        front_end.kick.write(1).unwrap();
+        front_end.requests.get_features().unwrap();
+        assert_eq!(front_end.queue.used_idx(), used);
+        front_end.start(base as u16);
+        for _ in 0..asked + 1 - used.wrapping_sub((round * 9) as u16) {
+            front_end.answered();
+        }
+        assert_eq!(front_end.queue.used_idx(), (round as u16 + 1) * 9);
+    }
+}
+
+#[test]
+fn memory_can_be_replaced_under_a_running_ring() {
+    let backend = rng(1);
+    let mut front_end = FrontEnd::connect(&backend);
+    front_end.start(0);
+    for _ in 0..20 {
+        front_end.ask();
+        front_end.kick.write(1).unwrap();
+        front_end.send_memory().unwrap();
+        assert_eq!(front_end.answered(), 16);
+    }
+}
+
+#[test]
+fn next_front_end_finds_the_device_and_the_ring_where_they_were() {
+    let backend = rng(2);
+    let mut front_end = FrontEnd::connect(&backend);
+    front_end.start(0);
+    front_end.ask();
+    front_end.kick.write(1).unwrap();
+    assert_eq!(front_end.answered(), 16);
+    // The front end is lost, the guest and its ring are not.
+    let (ram, driver) = (Arc::clone(&front_end.ram), front_end.queue);
+    drop(front_end.requests);
+    let mut second = FrontEnd::with_memory(&backend, Arc::clone(&ram), driver);
+    second.ask();
+    second.start(1);
+    assert_eq!(second.answered(), 16);
+    assert_eq!(second.queue.used_idx(), 2);
+}
+
+#[test]
+fn refused_requests_are_answered_and_the_session_goes_on() {
+    let backend = rng(1);
+    let mut front_end = FrontEnd::connect(&backend);
+    let requests = &front_end.requests;
+    assert!(requests.set_vring_num(0, 24).is_err(), "no power of two");
+    assert!(requests.set_vring_call(2, &front_end.call).is_err(), "no such queue");
+    assert!(requests.set_vring_base(1, 0).is_err(), "no such queue");
+    let outside = VringConfigData { desc_table_addr: 0x10, ..front_end.addresses() };
+    requests.set_vring_num(0, 16).unwrap();
+    requests.set_vring_addr(0, &outside).unwrap();
+    requests.set_vring_kick(0, &front_end.kick).unwrap();
+    assert!(front_end.requests.set_vring_enable(0, true).is_err(), "ring outside memory");
+    front_end.start(0);
+    assert!(front_end.requests.set_vring_base(0, 5).is_err(), "ring is running");
+    assert!(front_end.requests.set_features(RING_FEATURES | PROTOCOL).is_err(), "device is running");
+    front_end.ask();
+    front_end.kick.write(1).unwrap();
+    assert_eq!(front_end.answered(), 16);
+    assert_eq!(backend.reports.try_iter().count(), 6);
+}
+
+#[test]
+fn memory_that_is_shorter_than_it_says_is_refused() {
+    let backend = rng(1);
+    let front_end = FrontEnd::connect(&backend);
+    let short = memfd(4096);
+    let lie = VhostUserMemoryRegionInfo { mmap_handle: short.as_raw_fd(), ..region(&front_end.ram) };
+    assert!(front_end.requests.set_mem_table(&[lie]).is_err());
+    let overlapping = [region(&front_end.ram), region(&front_end.ram)];
+    assert!(front_end.requests.set_mem_table(&overlapping).is_err());
+    front_end.send_memory().unwrap();
+}
+
+#[test]
+fn reset_stops_the_ring_and_a_new_start_works() {
+    let backend = rng(1);
+    let mut front_end = FrontEnd::connect(&backend);
+    front_end.start(0);
+    front_end.ask();
+    front_end.kick.write(1).unwrap();
+    assert_eq!(front_end.answered(), 16);
+    front_end.requests.reset_device().unwrap();
+    front_end.queue = MockQueue::new(&front_end.ram, 0x1000, 16).0;
+    front_end.requests.set_features(VIRTIO_F_VERSION_1 | PROTOCOL).unwrap();
+    front_end.start(0);
+    front_end.ask();
+    front_end.kick.write(1).unwrap();
+    assert_eq!(front_end.answered(), 16);
+}
+
+#[test]
+fn configuration_is_read_within_its_bounds_only() {
+    let path = std::env::temp_dir().join(format!("strato-vu-{}-uds", std::process::id()));
+    let config = VsockConfig { guest_cid: 0x1234, path, max_connections: 4 };
+    let backend = serve(Box::new(Vsock::new(config).unwrap()), 1);
+    let mut front_end = FrontEnd::connect(&backend);
+    let flags = VhostUserConfigFlags::empty();
+    let (_, cid) = front_end.requests.get_config(0, 8, flags, &[0; 8]).unwrap();
+    assert_eq!(cid, 0x1234u64.to_le_bytes());
+    assert!(front_end.requests.set_config(6, flags, &[0; 4]).is_err());
+    assert_eq!(front_end.requests.get_queue_num().unwrap(), 3);
+}
+
+#[test]
+fn front_end_that_talks_nonsense_is_dropped_and_the_next_one_served() {
+    let backend = rng(3);
+    let mut noise = UnixStream::connect(&backend.path).unwrap();
+    noise.write_all(&[0xff; 64]).unwrap();
+    drop(noise);
+    let mut half = UnixStream::connect(&backend.path).unwrap();
+    half.write_all(&[5, 0, 0, 0, 1, 0, 0, 0, 72, 0, 0, 0, 1]).unwrap();
+    drop(half);
+    let mut front_end = FrontEnd::connect(&backend);
+    front_end.start(0);
+    front_end.ask();
+    front_end.kick.write(1).unwrap();
+    assert_eq!(front_end.answered(), 16);
+}
+
+#[test]
+fn broken_ring_signals_the_error_line_and_the_process_lives() {
+    let backend = rng(1);
+    let mut front_end = FrontEnd::connect(&backend);
+    let error = EventFd::new(0).unwrap();
+    front_end.requests.set_vring_err(0, &error).unwrap();
+    front_end.start(0);
+    front_end.queue.set_avail_idx(999);
+    front_end.kick.write(1).unwrap();
+    assert_eq!(error.read().unwrap(), 1);
+    front_end.requests.reset_device().unwrap();
+}
+
+#[test]
+fn socket_left_over_by_a_killed_process_is_replaced_and_a_live_one_is_not() {
+    let path = std::env::temp_dir().join(format!("strato-vu-{}-stale", std::process::id()));
+    let stale = UnixListener::bind(&path).unwrap();
+    let core = || Box::new(Rng::new(RngConfig::default()).unwrap());
+    assert!(Server::new(&path, core()).is_err());
+    drop(stale);
+    let server = Server::new(&path, core());
+    std::fs::remove_file(&path).unwrap();
+    assert!(server.is_ok());
+}
