@@ -1,0 +1,1 @@
+//! Saved state that is not what was saved.
