@@ -47,6 +47,8 @@ pub struct Machine {
     /// What was notified.
     pub notifier: MockNotifier,
     ram: GuestRamHandle,
+    /// The device's name.
+    pub name: &'static str,
     subject: Option<Box<dyn Subject>>,
     uses: &'static [QueueUse],
     outstanding: Vec<HashMap<u16, Outstanding>>,
@@ -81,6 +83,7 @@ impl Machine {
             queues: Vec::new(),
             notifier,
             ram,
+            name: kind.name,
             subject: Some(subject),
             uses,
             outstanding: Vec::new(),
@@ -148,6 +151,7 @@ impl Machine {
     /// The device as after power-on, then a new driver.
     pub fn reset(&mut self) {
         self.host.reset();
+        self.host.set_memory(Arc::clone(&self.ram)).unwrap();
         self.begin();
     }
 
@@ -224,7 +228,7 @@ impl Machine {
                 return;
             }
         }
-        panic!("the device does not come to rest");
+        panic!("{} does not come to rest", self.name);
     }
 
     /// The next chain that the device gave back, as (head, what it wrote).
