@@ -254,6 +254,11 @@ impl<'a> RunningRing<'a> {
         self.ring.has_available(self.ram)
     }
 
+    /// How many chains the driver says wait to be popped.
+    pub fn available(&self) -> u16 {
+        self.ring.available(self.ram)
+    }
+
     /// Gives a chain back.
     ///
     /// # Errors
