@@ -5,6 +5,7 @@
 
 pub mod block;
 mod bucket;
+pub mod fs;
 pub mod rng;
 mod timer;
 pub mod vsock;

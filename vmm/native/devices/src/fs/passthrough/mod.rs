@@ -1,0 +1,1 @@
+//! The host half of the fs device: folders of the host, passed through.
