@@ -2,16 +2,16 @@
 //!
 //! On one side the FUSE half: it knows guest memory and the wire, and needs no capability. On the other a
 //! [`HostFs`]: it knows the host's files and never sees guest memory. File contents do not cross the border
-//! as bytes: the FUSE half gets the open [`File`] of a handle and moves data between it and guest memory
-//! itself. Everything here is plain data, so that a confined broker process could stand behind the trait.
+//! as bytes: the FUSE half gets the open file of a handle ([`OpenFile`]) and moves data between it and guest
+//! memory itself. Everything here is plain data, so that a confined broker process could stand behind the trait.
 //!
 //! Errors are `io::Error`s whose raw errno goes to the guest as it is; one without a raw errno becomes EIO.
 //! Names are checked by the FUSE half (no NUL, no `/`, not empty, not `.` or `..`, at most 255 bytes), and
 //! again by the host half where it matters.
 
 use std::ffi::CStr;
-use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,10 @@ pub type NodeId = u64;
 
 /// An open file or directory (FUSE's fh).
 pub type HandleId = u64;
+
+/// The open file of a handle. Held during one request only: as long as it is held, its share cannot be
+/// removed. Data is moved at explicit offsets (preadv2, pwritev2), since requests share the file position.
+pub type OpenFile = Arc<dyn AsFd + Send + Sync>;
 
 /// FUSE_ROOT_ID
 pub const ROOT_NODE: NodeId = 1;
@@ -196,6 +200,22 @@ pub struct SessionOptions {
     pub posix_acl: bool,
     /// The umask comes with creations and is not applied by the guest (FUSE_DONT_MASK).
     pub dont_mask: bool,
+    /// Files under FOPEN_DIRECT_IO can still be mapped shared and writable (FUSE_DIRECT_IO_ALLOW_MMAP). If
+    /// not, cache policy `none` does without FOPEN_DIRECT_IO.
+    pub direct_io_mmap: bool,
+}
+
+/// A POSIX record lock, as FUSE_GETLK and FUSE_SETLK carry it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordLock {
+    /// F_RDLCK, F_WRLCK or F_UNLCK.
+    pub kind: i32,
+    /// First byte.
+    pub start: u64,
+    /// Last byte; `i64::MAX` for the end of the file, wherever it is.
+    pub end: u64,
+    /// The holder; 0 if it is none of this guest's.
+    pub pid: u32,
 }
 
 /// The files of the host. All methods may be called from several threads at once.
@@ -203,13 +223,22 @@ pub struct SessionOptions {
 /// One implementation: `passthrough`.
 #[allow(missing_docs)] // the operations of FUSE by their names; see linux/include/uapi/linux/fuse.h
 pub trait HostFs: Send + Sync {
+    /// Makes the calling thread fit for this trait's methods (its own umask, working directory and groups;
+    /// see `passthrough::credentials`). To be called once, first thing, by each thread that serves requests:
+    /// later its capabilities and system calls may be too few.
+    fn prepare_thread(&self) -> io::Result<()>;
+
     /// A guest has mounted: forget what an earlier one knew, and act as agreed.
     fn begin(&self, options: SessionOptions);
     /// The guest has gone (DESTROY, or a reset): all handles and all nodes but the root end.
     fn end(&self);
 
     fn lookup(&self, caller: &Caller, parent: NodeId, name: &CStr) -> io::Result<Entry>;
-    /// The guest gives `count` references to `node` back.
+    /// How long the guest may trust that a name is not in `parent` (ENOENT of a lookup); zero: not at all.
+    fn absence_timeout(&self, _parent: NodeId) -> Duration {
+        Duration::ZERO
+    }
+    /// The guest gives `count` references to `node` back. More than it holds: all of them.
     fn forget(&self, node: NodeId, count: u64);
     fn attributes(&self, node: NodeId, handle: Option<HandleId>) -> io::Result<(Attributes, Duration)>;
     fn set_attributes(
@@ -238,6 +267,9 @@ pub trait HostFs: Send + Sync {
     ) -> io::Result<()>;
 
     /// `flags` are open(2)'s, as Linux on this machine numbers them. `kill_privileges`: FUSE_OPEN_KILL_SUIDGID.
+    ///
+    /// O_APPEND is dropped where the file allows it, because fcntl(2) can drop it in the guest: a WRITE whose
+    /// flags say O_APPEND (and no writeback) is made with RWF_APPEND.
     fn open(&self, caller: &Caller, node: NodeId, flags: u32, kill_privileges: bool) -> io::Result<Opened>;
     /// Creates and opens in one step.
     fn create(
@@ -257,12 +289,12 @@ pub trait HostFs: Send + Sync {
         new: Creation,
     ) -> io::Result<(Entry, Opened)>;
     /// The open file behind a handle, to move data to and from. EBADF if there is none.
-    fn file(&self, handle: HandleId) -> io::Result<Arc<File>>;
+    fn file(&self, handle: HandleId) -> io::Result<OpenFile>;
     /// Runs `write`, which writes to the file of `handle`; set-uid and set-gid bits are cleared as if an
     /// unprivileged process wrote (FUSE_WRITE_KILL_SUIDGID).
     fn write_unprivileged(&self, write: &mut dyn FnMut() -> io::Result<usize>) -> io::Result<usize>;
-    /// One of the guest's descriptors of the handle was closed.
-    fn flush(&self, handle: HandleId) -> io::Result<()>;
+    /// One of the guest's descriptors of the handle was closed; `owner`'s record locks on the file end.
+    fn flush(&self, handle: HandleId, owner: u64) -> io::Result<()>;
     fn fsync(&self, handle: HandleId, data_only: bool) -> io::Result<()>;
     fn release(&self, handle: HandleId) -> io::Result<()>;
     fn fallocate(
@@ -286,7 +318,7 @@ pub trait HostFs: Send + Sync {
 
     fn opendir(&self, caller: &Caller, node: NodeId, flags: u32) -> io::Result<Opened>;
     /// Gives `sink` one entry after the other from `offset` on, until it answers false (that entry was not
-    /// taken) or there are no more.
+    /// taken) or there are no more. `.` and `..` are among them. `sink` may call [`Self::lookup`].
     fn readdir(
         &self,
         handle: HandleId,
@@ -315,4 +347,22 @@ pub trait HostFs: Send + Sync {
 
     fn statfs(&self, node: NodeId) -> io::Result<FileSystemStatistics>;
     fn syncfs(&self, node: NodeId) -> io::Result<()>;
+
+    /// The lock that stands in the way of `lock`, or one of kind F_UNLCK. ENOSYS if locks are the guest's own
+    /// (then FUSE_POSIX_LOCKS and FUSE_FLOCK_LOCKS are not to be negotiated, see [`Self::remote_locks`]).
+    fn get_lock(&self, _handle: HandleId, _owner: u64, _lock: RecordLock) -> io::Result<RecordLock> {
+        Err(io::Error::from_raw_os_error(libc::ENOSYS))
+    }
+    /// Sets or clears a lock; one that would have to wait is EOPNOTSUPP if `wait`, otherwise EAGAIN.
+    fn set_lock(&self, _handle: HandleId, _owner: u64, _lock: RecordLock, _wait: bool) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::ENOSYS))
+    }
+    /// flock(2) with LOCK_SH, LOCK_EX or LOCK_UN; waiting as in [`Self::set_lock`].
+    fn flock(&self, _handle: HandleId, _operation: i32, _wait: bool) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::ENOSYS))
+    }
+    /// Locks are taken on the host's files, so that guests see each other's.
+    fn remote_locks(&self) -> bool {
+        false
+    }
 }
