@@ -28,6 +28,18 @@ pub type OpenFile = Arc<dyn AsFd + Send + Sync>;
 /// FUSE_ROOT_ID
 pub const ROOT_NODE: NodeId = 1;
 
+/// How much the guest may remember of what it has seen, as virtiofsd names it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CachePolicy {
+    /// Asks again after a second, and drops a file's contents when the file has changed.
+    #[default]
+    Auto,
+    /// Never asks again: nobody else may change the files.
+    Always,
+    /// Always asks.
+    None,
+}
+
 /// In whose name the guest asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Caller {
