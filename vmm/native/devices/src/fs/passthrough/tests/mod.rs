@@ -1,0 +1,4 @@
+//! Tests of the host half.
+
+mod basics;
+mod fixture;
