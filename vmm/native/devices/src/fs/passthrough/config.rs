@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+pub use super::super::host::CachePolicy;
 use super::sys::check;
 
 /// What the guest sees as its root directory.
@@ -33,18 +34,6 @@ impl ShareConfig {
     pub fn new(directory: OwnedFd) -> Self {
         Self { directory, cache: CachePolicy::default(), readonly: false, direct_io: true }
     }
-}
-
-/// What the guest may trust without asking, as virtiofsd's option `cache`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CachePolicy {
-    /// Nothing: the host's changes are seen at once.
-    None,
-    /// Names and attributes for a second, contents from open to close.
-    #[default]
-    Auto,
-    /// Everything: for folders that only this guest changes.
-    Always,
 }
 
 impl CachePolicy {

@@ -178,3 +178,88 @@ impl Passthrough {
         (metrics.nodes.load(Ordering::Relaxed), metrics.handles.load(Ordering::Relaxed))
     }
 }
+
+/// A mount namespace of the calling thread's own; threads that it starts are in it, too.
+pub(crate) fn private_mounts() {
+    // SAFETY: plain integers and C strings; it concerns the calling thread only.
+    unsafe {
+        assert_eq!(libc::unshare(libc::CLONE_NEWNS), 0, "{}", io::Error::last_os_error());
+        let flags = libc::MS_REC | libc::MS_PRIVATE;
+        let done = libc::mount(c"none".as_ptr(), c"/".as_ptr(), std::ptr::null(), flags, std::ptr::null());
+        assert_eq!(done, 0, "{}", io::Error::last_os_error());
+    }
+}
+
+fn mount(source: &CStr, target: &Path, kind: &CStr, flags: libc::c_ulong) {
+    let target = c(target);
+    // SAFETY: all are C strings; there is no data.
+    let done =
+        unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) };
+    assert_eq!(done, 0, "mount on {target:?}: {}", io::Error::last_os_error());
+}
+
+/// Mounts a fresh tmpfs on an existing directory of the calling thread's namespace.
+pub(crate) fn mount_tmpfs(target: &Path) {
+    mount(c"none", target, c"tmpfs", 0);
+}
+
+pub(crate) fn mount_proc(target: &Path) {
+    mount(c"none", target, c"proc", 0);
+}
+
+pub(crate) fn bind(source: &Path, target: &Path) {
+    mount(&c(source), target, c"none", libc::MS_BIND);
+}
+
+/// A plain umount; the errno, or 0.
+pub(crate) fn unmount(target: &Path) -> i32 {
+    let target = c(target);
+    // SAFETY: a C string.
+    let done = unsafe { libc::umount2(target.as_ptr(), 0) };
+    if done == 0 { 0 } else { io::Error::last_os_error().raw_os_error().unwrap() }
+}
+
+/// Next to the share lies what the guest must never see or change.
+pub(crate) struct Outside {
+    pub(crate) scratch: Scratch,
+    pub(crate) share: PathBuf,
+    pub(crate) folder: PathBuf,
+    pub(crate) marker: PathBuf,
+    before: String,
+}
+
+pub(crate) const SECRET: &[u8] = b"secret";
+
+impl Outside {
+    pub(crate) fn new() -> Self {
+        let scratch = Scratch::new();
+        let share = scratch.make("share");
+        let folder = scratch.make("outside");
+        let marker = folder.join("marker");
+        fs::write(&marker, SECRET).unwrap();
+        let mut made = Self { scratch, share, folder, marker, before: String::new() };
+        made.before = made.state();
+        made
+    }
+
+    fn state(&self) -> String {
+        use std::os::unix::fs::MetadataExt;
+        let mut names: Vec<_> =
+            fs::read_dir(&self.folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        let marker = fs::metadata(&self.marker).unwrap();
+        let directory = fs::metadata(&self.folder).unwrap();
+        format!(
+            "{names:?} {:?} {:?} {:?} {:?}",
+            fs::read(&self.marker).unwrap(),
+            (marker.mode(), marker.uid(), marker.gid(), marker.nlink()),
+            (marker.mtime(), marker.mtime_nsec(), marker.ctime(), marker.ctime_nsec()),
+            (directory.mode(), directory.mtime(), directory.mtime_nsec(), directory.ctime_nsec()),
+        )
+    }
+
+    /// The marker, and the folder that it is in, are as they were.
+    pub(crate) fn assert_untouched(&self) {
+        assert_eq!(self.state(), self.before);
+    }
+}

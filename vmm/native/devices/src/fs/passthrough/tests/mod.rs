@@ -1,4 +1,10 @@
-//! Tests of the host half.
+//! Tests of the host half. Most need root, as the device does; without it they say so and pass.
 
 mod basics;
+mod credentials;
+mod escape;
+mod escape_races;
 mod fixture;
+mod limits;
+mod mounts;
+mod shares;
