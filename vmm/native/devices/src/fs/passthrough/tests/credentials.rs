@@ -212,7 +212,7 @@ fn eight_capabilities_are_enough_and_are_all_that_stay() {
         assert!(status.contains(&format!("CapPrm:\t{kept:016x}CapEff:\t{kept:016x}")), "{status}");
         // Folders and files of somebody else, closed to everybody.
         let theirs = folder.make("theirs");
-        fs::set_permissions(&theirs, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&theirs, fs::Permissions::from_mode(0o000)).unwrap();
         chown(&theirs, Some(3000), Some(3000)).unwrap();
         let directory = fs.walk("theirs").unwrap().node;
         let owner = user(3000, 3000);

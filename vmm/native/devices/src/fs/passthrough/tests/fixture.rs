@@ -36,6 +36,13 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
+        // What this thread mounted there, in its own namespace.
+        let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap_or_default();
+        let below = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        for target in below.filter(|target| Path::new(target).starts_with(&self.0)).collect::<Vec<_>>() {
+            // SAFETY: a C string.
+            unsafe { libc::umount2(c(target).as_ptr(), libc::MNT_DETACH) };
+        }
         let _ = fs::remove_dir_all(&self.0);
     }
 }
