@@ -18,6 +18,8 @@ mod queue;
 mod reply;
 mod server;
 mod state;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use self::device::{Fs, FsConfig};
