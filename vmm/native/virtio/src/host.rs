@@ -223,7 +223,7 @@ impl DeviceHost {
     /// Everything back to power-on: rings stopped, driver forgotten, memory kept.
     pub fn reset(&mut self) {
         self.with_core(|core, io| {
-            core.drain(io);
+            core.cancel(io);
             core.reset(io);
         });
         for index in 0..self.kicks.len() {

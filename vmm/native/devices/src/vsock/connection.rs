@@ -8,6 +8,7 @@ use std::net::Shutdown;
 use std::num::Wrapping;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use super::backend;
 use super::queue::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
@@ -48,6 +49,8 @@ pub(super) struct Connection {
     pub(super) due: Due,
     /// Whether it stands in the queue of those with something for the guest.
     pub(super) scheduled: bool,
+    /// When the guest was given the request.
+    asked_at: Option<Instant>,
     stream: Option<UnixStream>,
 
     // Towards the host program.
@@ -80,6 +83,7 @@ impl Connection {
             phase,
             due: Due { request: phase == Phase::Requested, ..Due::default() },
             scheduled: false,
+            asked_at: None,
             stream,
             backlog: VecDeque::new(),
             window,
@@ -110,6 +114,11 @@ impl Connection {
         self.stream = Some(stream);
         self.phase = Phase::Open;
         self.due.response = true;
+    }
+
+    /// Whether the guest has had the request for less than `patience`.
+    pub(super) fn asked_since(&self, now: Instant, patience: Duration) -> bool {
+        self.asked_at.is_some_and(|at| now.saturating_duration_since(at) < patience)
     }
 
     /// Edges reported for the unix socket.
@@ -348,6 +357,7 @@ impl Connection {
             return Some((Op::Reset, 0));
         }
         if std::mem::take(&mut due.request) {
+            self.asked_at = Some(Instant::now());
             return Some((Op::Request, 0));
         }
         if std::mem::take(&mut due.response) {
