@@ -154,6 +154,8 @@ class DeviceVm:
             command += device.arguments(server, "pci" if settings.pci else "device", bus)
         fds = [control_fd, console_fd, output_fd]
         fds += [server.connection.fileno() for server in self.servers.values()]
+        for device in settings.devices:
+            fds += [] if device.name in self.servers else device.descriptors()
         self._control.sendall(b'{"execute":"qmp_capabilities"}{"execute":"cont"}')
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(

@@ -71,6 +71,9 @@ class Device(Protocol):
     def serve(self, directory: Path) -> Server | None:
         """Starts what serves it; None when QEMU does."""
 
+    def descriptors(self) -> tuple[int, ...]:
+        """Open descriptors that go to whoever serves the device."""
+
     def arguments(self, server: Server | None, kind: str, bus: str) -> list[str]:
         """QEMU's words. `kind` ends the device's type (`device` or `pci`), `bus` is an option or empty."""
 
@@ -97,18 +100,21 @@ class VhostUser(ABC):
         """See Device."""
         path = directory / f"{self.name}.sock"
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as listener:
-            fd = -1
             if self._takes_listener():
                 listener.bind(str(path))
                 listener.listen(1)
-                fd = listener.fileno()
-            command = self.command(path, fd)
-            return Server(command, path, directory / f"{self.name}.log", (fd,) if fd >= 0 else ())
+            command = self.command(path, listener.fileno())
+            passed = (listener.fileno(), *self.descriptors())
+            return Server(command, path, directory / f"{self.name}.log", passed)
 
     def arguments(self, server: Server | None, kind: str, bus: str) -> list[str]:
         """See Device."""
         assert server is not None
         return [*self.chardev(server), "-device", self.device(kind) + bus]
+
+    def descriptors(self) -> tuple[int, ...]:
+        """Open descriptors that go to whoever serves the device."""
+        return ()
 
     def _takes_listener(self) -> bool:
         return False
@@ -193,6 +199,10 @@ class QemuDisk:
     def serve(self, directory: Path) -> None:
         """See Device."""
 
+    def descriptors(self) -> tuple[int, ...]:
+        """See Device."""
+        return ()
+
     def arguments(self, server: Server | None, kind: str, bus: str) -> list[str]:
         """See Device."""
         backend = (
@@ -205,17 +215,21 @@ class QemuDisk:
 
 @dataclass(frozen=True)
 class Net(VhostUser):
-    """An interface served by our own core; `tap` is the name of an existing tap."""
+    """An interface served by our own core on an open tap, which the caller keeps."""
 
-    tap: str
+    tap: int
     mac: str
     queues: int = 1
 
     def command(self, socket_path: Path, listener_fd: int) -> list[str]:
         """See VhostUser."""
-        words = ["net", "--socket", str(socket_path), "--tap", self.tap, "--mac", self.mac]
+        words = ["net", "--socket", str(socket_path), "--tap-fd", str(self.tap), "--mac", self.mac]
         words += ["--queues", str(self.queues)] if self.queues > 1 else []
         return [str(paths.strato_vhost_device()), *words]
+
+    def descriptors(self) -> tuple[int, ...]:
+        """See VhostUser."""
+        return (self.tap,)
 
     def chardev(self, server: Server) -> list[str]:
         """See VhostUser."""
@@ -231,18 +245,22 @@ class Net(VhostUser):
 
 @dataclass(frozen=True)
 class QemuNet:
-    """An interface served by QEMU on an existing tap."""
+    """An interface served by QEMU on an open tap, which the caller keeps."""
 
     name: str
-    tap: str
+    tap: int
     mac: str
 
     def serve(self, directory: Path) -> None:
         """See Device."""
 
+    def descriptors(self) -> tuple[int, ...]:
+        """See Device."""
+        return (self.tap,)
+
     def arguments(self, server: Server | None, kind: str, bus: str) -> list[str]:
         """See Device."""
-        netdev = f"tap,id=net-{self.name},ifname={self.tap},script=no,downscript=no,vhost=off"
+        netdev = f"tap,id=net-{self.name},fd={self.tap},vhost=off"
         return ["-netdev", netdev, "-device", f"virtio-net-{kind},netdev=net-{self.name},mac={self.mac}{bus}"]
 
 
