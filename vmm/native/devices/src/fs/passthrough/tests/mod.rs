@@ -6,5 +6,8 @@ mod escape;
 mod escape_races;
 mod fixture;
 mod limits;
+mod locks;
+mod model;
+mod model_sides;
 mod mounts;
 mod shares;
