@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use strato_virtio::{Notification, Notifier};
+use strato_virtio::{DeviceFault, Notification, Notifier};
+
+use crate::shell::Observer;
 
 #[derive(Debug, Default)]
 struct Lines {
@@ -13,14 +15,15 @@ struct Lines {
 }
 
 /// Shared between the session, which sets the descriptors, and the device thread, which writes to them.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct CallNotifier {
     queues: Arc<Vec<Mutex<Lines>>>,
+    observer: Arc<dyn Observer>,
 }
 
 impl CallNotifier {
-    pub(crate) fn new(queues: usize) -> Self {
-        Self { queues: Arc::new((0..queues).map(|_| Mutex::default()).collect()) }
+    pub(crate) fn new(queues: usize, observer: Arc<dyn Observer>) -> Self {
+        Self { queues: Arc::new((0..queues).map(|_| Mutex::default()).collect()), observer }
     }
 
     fn lines(&self, queue: usize) -> Option<MutexGuard<'_, Lines>> {
@@ -72,7 +75,15 @@ impl Notifier for CallNotifier {
                 }
             }
             // Needs the back-end channel (BACKEND_REQ), which is not offered yet.
-            Notification::Config => {}
+            Notification::Config => self.observer.config_changed(),
         }
+    }
+
+    fn faulted(&self, fault: &DeviceFault) {
+        self.observer.faulted(fault);
+    }
+
+    fn backend_failed(&self, error: &std::io::Error) {
+        self.observer.backend_failed(error);
     }
 }

@@ -99,6 +99,7 @@ impl DeviceHost {
             Ok(Progress::Again) => self.again = true,
             Err(fault) => {
                 if self.broken.is_none() {
+                    self.notifier.faulted(&fault);
                     self.broken = Some(fault);
                     self.notifier.notify(Notification::NeedsReset);
                 }
