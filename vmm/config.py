@@ -170,7 +170,7 @@ class ProgramsConfig:
     vhost_device_vsock: Path | None = None
     """The reference vsock backend (crate vhost-device-vsock)."""
     strato_vhost_device: Path | None = None
-    """Serves vsock with our own device core instead, when set; the default once every container test has used it."""  # noqa: E501
+    """Serves vsock and shares with our own device cores instead, when set; the default once every container test has used it."""  # noqa: E501
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,12 +141,13 @@ class Machine(Observer):
 
     def _starter(self, device: DevicePlan) -> BackendStarter | None:
         programs = self.config.programs
+        served = device.kind in (DeviceKind.VSOCK, DeviceKind.FS)
+        if served and programs.strato_vhost_device is not None:
+            from .backends.strato_vhost_device import StratoDeviceStarter
+
+            return StratoDeviceStarter(programs.strato_vhost_device, self._on_backend_exit)
         match device.kind:
             case DeviceKind.VSOCK:
-                if programs.strato_vhost_device is not None:
-                    from .backends.strato_vhost_device import StratoVsockStarter
-
-                    return StratoVsockStarter(programs.strato_vhost_device, self._on_backend_exit)
                 from .backends.vhost_device_vsock import VhostDeviceVsockStarter
 
                 return VhostDeviceVsockStarter(programs.vhost_device_vsock, self._on_backend_exit)

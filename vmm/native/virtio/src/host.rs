@@ -2,7 +2,7 @@
 //! turns its crank, tests turn it by hand.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use vmm_sys_util::epoll::EpollEvent;
@@ -17,17 +17,6 @@ const RECORD_KIND: u32 = kind(*b"DEVH");
 const RECORD_VERSION: u32 = 1;
 const EVENTS_PER_TURN: usize = 64;
 
-/// Takes back the kicks that were heard: QEMU looks for some when it gets its descriptor back, and would take
-/// up the queue itself.
-fn empty(mut kick: File) {
-    let mut readable = libc::pollfd { fd: kick.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: the pointer is to one local of the right type.
-    if unsafe { libc::poll(&raw mut readable, 1, 0) } == 1 {
-        // Readable, so this does not wait. Whatever is wrong with it, it is closed next.
-        let _ = kick.read(&mut [0; 8]);
-    }
-}
-
 /// How a shell starts a queue.
 #[derive(Debug)]
 pub struct RingStart {
@@ -39,6 +28,16 @@ pub struct RingStart {
     pub next_avail: u16,
     /// The eventfd that the driver kicks; none if the shell calls [`DeviceHost::kick`] itself.
     pub kick: Option<OwnedFd>,
+}
+
+/// Takes back the kicks that were heard: QEMU looks for some when it gets its descriptor back, and would take
+/// up the queue itself. Never waits, even if it is a descriptor whose reads do.
+fn empty(kick: &File) {
+    let mut count = [0u8; 8];
+    let buffer = libc::iovec { iov_base: count.as_mut_ptr().cast(), iov_len: count.len() };
+    // SAFETY: one iovec, which describes `count`; the offset -1 is that of read(2). If it fails, it is not an
+    // eventfd, and there is nothing to take back.
+    unsafe { libc::preadv2(kick.as_raw_fd(), &buffer, 1, -1, libc::RWF_NOWAIT) };
 }
 
 /// A device core with everything it works on.
@@ -110,6 +109,7 @@ impl DeviceHost {
             Ok(Progress::Again) => self.again = true,
             Err(fault) => {
                 if self.broken.is_none() {
+                    self.notifier.faulted(&fault);
                     self.broken = Some(fault);
                     self.notifier.notify(Notification::NeedsReset);
                 }
@@ -228,7 +228,7 @@ impl DeviceHost {
     fn forget_kick(&mut self, index: usize) {
         if let Some(kick) = self.kicks.get_mut(index).and_then(Option::take) {
             self.events.remove(kick.as_raw_fd());
-            empty(kick);
+            empty(&kick);
         }
     }
 
