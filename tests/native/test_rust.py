@@ -21,9 +21,4 @@ def test_agent_passes_its_own_tests() -> None:
 
 
 def test_native_crates_pass_their_own_tests() -> None:
-    run_tests("vmm/native", "--workspace", "--exclude", "strato-devices")
-
-
-@pytest.mark.full
-def test_device_cores_pass_their_own_tests() -> None:
-    run_tests("vmm/native", "-p", "strato-devices")
+    run_tests("vmm/native", "--workspace")

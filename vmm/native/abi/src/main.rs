@@ -9,7 +9,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::process::ExitCode;
 
-use strato_devices::block::{Block, BlockConfig, Disk, FlushPolicy};
+use strato_devices::block::{Block, BlockConfig};
 use strato_devices::rng::{Rng, RngConfig};
 use strato_devices::vsock::{Vsock, VsockConfig};
 use strato_vhost_user::Server;
@@ -51,11 +51,17 @@ fn abort_on_panic() {
 fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let core: Box<dyn DeviceCore> = match &arguments.device {
         Device::Rng => Box::new(Rng::new(RngConfig::default())?),
-        Device::Block { file, readonly, serial, ignore_flush } => {
-            let file = OpenOptions::new().read(true).write(!readonly).open(file)?;
-            let flush = if *ignore_flush { FlushPolicy::Ignore } else { FlushPolicy::Sync };
-            let disk = Disk::new(file, flush)?;
-            Box::new(Block::new(BlockConfig { disk, readonly: *readonly, serial: serial.clone() })?)
+        Device::Block(block) => {
+            let file = OpenOptions::new().read(true).write(!block.readonly).open(&block.file)?;
+            Box::new(Block::new(BlockConfig {
+                file,
+                cache: block.cache,
+                readonly: block.readonly,
+                serial: block.serial.clone(),
+                num_queues: block.queues,
+                limits: block.limits,
+                engine: block.engine,
+            })?)
         }
         Device::Vsock { path, guest_cid, max_connections } => {
             // One descriptor for each stream, and some for the process itself.

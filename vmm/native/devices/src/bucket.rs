@@ -12,14 +12,15 @@ pub struct BucketConfig {
     pub burst: u64,
 }
 
-const NANOS_PER_SECOND: u128 = 1_000_000_000;
+const NANOS_PER_SECOND: i128 = 1_000_000_000;
 
 /// A bucket that starts full.
 #[derive(Clone, Debug)]
 pub struct TokenBucket {
     config: BucketConfig,
-    // In billionths of a token, so that a refill of any length is a whole number.
-    level: u128,
+    // In billionths of a token, so that a refill of any length is a whole number. Below zero after an amount
+    // larger than the burst: a debt that later time pays off.
+    level: i128,
     updated: Instant,
 }
 
@@ -27,32 +28,55 @@ impl TokenBucket {
     /// A full bucket at time `now`.
     pub fn new(config: BucketConfig, now: Instant) -> Self {
         let config = BucketConfig { rate: config.rate.max(1), burst: config.burst.max(1) };
-        Self { config, level: u128::from(config.burst) * NANOS_PER_SECOND, updated: now }
+        Self { config, level: i128::from(config.burst) * NANOS_PER_SECOND, updated: now }
     }
 
     fn refill(&mut self, now: Instant) {
-        let elapsed = now.saturating_duration_since(self.updated).as_nanos();
+        // Half of the range is centuries of nanoseconds.
+        let elapsed =
+            i128::try_from(now.saturating_duration_since(self.updated).as_nanos()).unwrap_or(i128::MAX);
         self.updated = self.updated.max(now);
-        let full = u128::from(self.config.burst) * NANOS_PER_SECOND;
-        self.level =
-            self.level.saturating_add(elapsed.saturating_mul(u128::from(self.config.rate))).min(full);
+        let gained = elapsed.saturating_mul(i128::from(self.config.rate));
+        self.level = self.level.saturating_add(gained).min(full(self.config));
     }
 
-    /// Takes `amount` tokens. An amount above the burst is allowed when the bucket is full and leaves
-    /// it empty, so that no request waits for ever.
+    /// Changes the limit. What is saved up, or owed, stays so as far as the new burst allows.
+    pub fn configure(&mut self, config: BucketConfig, now: Instant) {
+        self.refill(now);
+        self.config = BucketConfig { rate: config.rate.max(1), burst: config.burst.max(1) };
+        self.level = self.level.min(full(self.config));
+    }
+
+    /// Whether `amount` tokens can be taken now.
+    ///
+    /// # Errors
+    /// How long to wait until they can.
+    pub fn check(&mut self, amount: u64, now: Instant) -> Result<(), Duration> {
+        self.refill(now);
+        let needed = i128::from(amount.min(self.config.burst)) * NANOS_PER_SECOND;
+        if self.level >= needed {
+            return Ok(());
+        }
+        let rate = i128::from(self.config.rate);
+        // Rounded up, so that after the wait they are there. Both numbers are positive.
+        let nanos = (needed - self.level + rate - 1) / rate;
+        Err(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
+    }
+
+    /// Takes `amount` tokens. An amount above the burst can be taken when the bucket is full, so that no
+    /// request waits for ever; what it exceeds the burst by is owed, so that the rate holds all the same.
     ///
     /// # Errors
     /// How long to wait until it can be taken.
     pub fn take(&mut self, amount: u64, now: Instant) -> Result<(), Duration> {
-        self.refill(now);
-        let wanted = u128::from(amount.min(self.config.burst)) * NANOS_PER_SECOND;
-        if self.level >= wanted {
-            self.level -= wanted;
-            return Ok(());
-        }
-        let nanos = (wanted - self.level).div_ceil(u128::from(self.config.rate));
-        Err(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
+        self.check(amount, now)?;
+        self.level -= i128::from(amount) * NANOS_PER_SECOND;
+        Ok(())
     }
+}
+
+fn full(config: BucketConfig) -> i128 {
+    i128::from(config.burst) * NANOS_PER_SECOND
 }
 
 #[cfg(test)]
@@ -69,18 +93,20 @@ mod tests {
             let start = Instant::now();
             let mut now = start;
             let mut bucket = TokenBucket::new(config, now);
-            let mut taken = 0u128;
+            let mut taken = 0i128;
             for _ in 0..500 {
-                let amount = 1 + random.below(config.burst);
+                let amount = 1 + random.below(config.burst * 2);
                 if let Err(wait) = bucket.take(amount, now) {
                     let early = wait.saturating_sub(Duration::from_nanos(1));
                     assert!(bucket.clone().take(amount, now + early).is_err() || early == wait);
                     now += wait;
                     bucket.take(amount, now).unwrap();
                 }
-                taken += u128::from(amount);
-                let elapsed = (now - start).as_nanos();
-                let bound = u128::from(config.burst) * NANOS_PER_SECOND + elapsed * u128::from(config.rate);
+                taken += i128::from(amount);
+                let elapsed = (now - start).as_nanos() as i128;
+                let debt = i128::from(amount.saturating_sub(config.burst));
+                let bound =
+                    (i128::from(config.burst) + debt) * NANOS_PER_SECOND + elapsed * i128::from(config.rate);
                 assert!(taken * NANOS_PER_SECOND <= bound, "seed {seed}");
             }
         }
@@ -96,10 +122,25 @@ mod tests {
     }
 
     #[test]
-    fn amount_above_the_burst_is_let_through_when_full() {
+    fn amount_above_the_burst_is_let_through_when_full_and_paid_off_later() {
         let now = Instant::now();
         let mut bucket = TokenBucket::new(BucketConfig { rate: 10, burst: 10 }, now);
         assert_eq!(bucket.take(1000, now), Ok(()));
-        assert_eq!(bucket.take(1000, now), Err(Duration::from_secs(1)));
+        assert_eq!(bucket.take(1, now), Err(Duration::from_millis(99_100)));
+        assert_eq!(bucket.take(1000, now), Err(Duration::from_secs(100)));
+        assert_eq!(bucket.take(1000, now + Duration::from_secs(100)), Ok(()));
+    }
+
+    #[test]
+    fn change_of_the_limit_keeps_what_is_saved_up_or_owed() {
+        let now = Instant::now();
+        let mut bucket = TokenBucket::new(BucketConfig { rate: 10, burst: 10 }, now);
+        bucket.take(30, now).unwrap();
+        bucket.configure(BucketConfig { rate: 20, burst: 100 }, now);
+        assert_eq!(bucket.take(20, now), Err(Duration::from_secs(2)));
+        bucket.configure(BucketConfig { rate: 1, burst: 5 }, now + Duration::from_secs(60));
+        assert_eq!(bucket.check(5, now + Duration::from_secs(60)), Ok(()));
+        assert_eq!(bucket.take(6, now + Duration::from_secs(60)), Ok(()));
+        assert_eq!(bucket.take(1, now + Duration::from_secs(60)), Err(Duration::from_secs(2)));
     }
 }

@@ -5,8 +5,10 @@
 
 pub mod block;
 mod bucket;
+mod limits;
 pub mod rng;
 mod timer;
 pub mod vsock;
 
 pub use self::bucket::{BucketConfig, TokenBucket};
+pub use self::limits::{Limiter, Limits};

@@ -3,11 +3,12 @@
 use std::fmt;
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use strato_virtio::{DeviceCore, DeviceFault, DeviceHost, Worker, WorkerEnd};
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
 
+use crate::channel::{reply, take_request};
 use crate::notifier::CallNotifier;
 use crate::session::Session;
 
@@ -95,8 +96,29 @@ impl Shell {
         stream: UnixStream,
         report: &mut dyn FnMut(&dyn fmt::Display),
     ) -> Result<(), ServerError> {
+        let connection = match stream.try_clone() {
+            Ok(connection) => connection,
+            Err(error) => {
+                report(&error);
+                return Ok(());
+            }
+        };
         let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&self.session));
         let outcome = loop {
+            match take_request(&connection) {
+                Ok(None) => {}
+                Ok(Some(request)) => {
+                    let (accepted, answer) = self.session().set_channel(request);
+                    if answer && reply(&connection, accepted).is_err() {
+                        break Ok(());
+                    }
+                    continue;
+                }
+                Err(error) => {
+                    report(&error);
+                    break Ok(());
+                }
+            }
             match requests.handle_request() {
                 Ok(()) => {}
                 Err(ProtocolError::Disconnected) => break Ok(()),
@@ -112,7 +134,12 @@ impl Shell {
                 }
             }
         };
-        self.session.lock().unwrap_or_else(PoisonError::into_inner).disconnected();
+        self.session().disconnected();
         outcome
+    }
+
+    fn session(&self) -> MutexGuard<'_, Session> {
+        // Crate `vhost` locks it for one request at a time and would panic itself if it were poisoned.
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

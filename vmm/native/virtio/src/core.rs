@@ -139,6 +139,11 @@ pub trait DeviceCore: Send {
     /// next call into it. A core without asynchronous work has nothing to do.
     fn drain(&mut self, _io: &mut DeviceIo<'_>) {}
 
+    /// As [`Self::drain`], for a driver that is gone: what is in flight may be given up instead of finished.
+    fn cancel(&mut self, io: &mut DeviceIo<'_>) {
+        self.drain(io);
+    }
+
     /// Back to the state after creation. Host-side listeners stay.
     fn reset(&mut self, io: &mut DeviceIo<'_>);
 
@@ -258,6 +263,11 @@ impl<'a> RunningRing<'a> {
     /// Whether chains wait to be popped.
     pub fn has_available(&self) -> bool {
         self.ring.has_available(self.ram)
+    }
+
+    /// How many chains the driver says wait to be popped.
+    pub fn available(&self) -> u16 {
+        self.ring.available(self.ram)
     }
 
     /// Gives a chain back.

@@ -6,8 +6,8 @@ use std::os::fd::RawFd;
 
 use vm_memory::GuestMemoryBackend;
 
-use crate::GuestRam;
 use crate::chain::{Chain, ChainError, Clipped, Span};
+use crate::{GuestRam, GuestRamHandle};
 
 /// Most pieces in one system call (UIO_MAXIOV of Linux).
 pub const MAX_IOVECS: usize = 1024;
@@ -68,20 +68,7 @@ impl<'ram> GuestBuffers<'ram> {
     }
 
     fn push_some(&mut self, spans: impl Iterator<Item = Span>) -> Result<(), ChainError> {
-        for span in spans {
-            // A span may straddle two memory regions.
-            for slice in self.ram.get_slices(span.guest_addr, span.len as usize) {
-                let slice = slice.map_err(|_| ChainError::OutOfMemory)?;
-                if self.iovecs.len() >= MAX_IOVECS {
-                    return Err(ChainError::TooLong);
-                }
-                self.iovecs.push(libc::iovec {
-                    iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-                    iov_len: slice.len(),
-                });
-                self.len += slice.len();
-            }
-        }
+        self.len += append(&mut self.iovecs, self.ram, spans)?;
         Ok(())
     }
 
@@ -124,5 +111,130 @@ impl<'ram> GuestBuffers<'ram> {
         message.msg_iov = self.iovecs.as_mut_ptr();
         message.msg_iovlen = self.iovecs.len();
         message
+    }
+}
+
+/// Appends the pieces of `spans` to `iovecs` and returns how many bytes they have.
+fn append(
+    iovecs: &mut Vec<libc::iovec>,
+    ram: &GuestRam,
+    spans: impl Iterator<Item = Span>,
+) -> Result<usize, ChainError> {
+    let mut added = 0;
+    for span in spans {
+        // A span may straddle two memory regions.
+        for slice in ram.get_slices(span.guest_addr, span.len as usize) {
+            let slice = slice.map_err(|_| ChainError::OutOfMemory)?;
+            if iovecs.len() >= MAX_IOVECS {
+                return Err(ChainError::TooLong);
+            }
+            let iov_base = slice.ptr_guard_mut().as_ptr().cast();
+            iovecs.push(libc::iovec { iov_base, iov_len: slice.len() });
+            added += slice.len();
+        }
+    }
+    Ok(added)
+}
+
+/// A list of pieces of guest memory that keeps the mapping alive by itself, for work that outlasts the call
+/// that began it. To be reused: an empty list keeps its storage, but not the mapping.
+#[derive(Debug, Default)]
+pub struct OwnedGuestBuffers {
+    iovecs: Vec<libc::iovec>,
+    /// Pieces before this one are used up.
+    first: usize,
+    len: usize,
+    ram: Option<GuestRamHandle>,
+}
+
+// SAFETY: the pointers are into the mapping that `ram` keeps alive wherever the list goes, and are never
+// dereferenced here: they are only ever passed to the kernel.
+unsafe impl Send for OwnedGuestBuffers {}
+
+/// Storage beyond this many pieces is given back with the request that needed it.
+const KEPT_IOVECS: usize = 64;
+
+impl OwnedGuestBuffers {
+    /// Replaces the list by `len` bytes of the chain's readable part, from `offset` on.
+    ///
+    /// # Errors
+    /// As [`GuestBuffers::push_readable`]; the list is empty then.
+    pub fn set_readable(
+        &mut self,
+        ram: &GuestRamHandle,
+        chain: &Chain,
+        offset: u32,
+        len: usize,
+    ) -> Result<(), ChainError> {
+        self.set(ram, Clipped::new(chain.readable(), offset, len)?)
+    }
+
+    /// Replaces the list by `len` bytes of the chain's writable part, from `offset` on.
+    ///
+    /// # Errors
+    /// As [`Self::set_readable`].
+    pub fn set_writable(
+        &mut self,
+        ram: &GuestRamHandle,
+        chain: &Chain,
+        offset: u32,
+        len: usize,
+    ) -> Result<(), ChainError> {
+        self.set(ram, Clipped::new(chain.writable(), offset, len)?)
+    }
+
+    fn set(&mut self, ram: &GuestRamHandle, spans: impl Iterator<Item = Span>) -> Result<(), ChainError> {
+        self.clear();
+        match append(&mut self.iovecs, ram, spans) {
+            Ok(len) => {
+                self.len = len;
+                self.ram = Some(GuestRamHandle::clone(ram));
+                Ok(())
+            }
+            Err(error) => {
+                self.clear();
+                Err(error)
+            }
+        }
+    }
+
+    /// Empties the list and lets go of guest memory.
+    pub fn clear(&mut self) {
+        self.iovecs.clear();
+        self.iovecs.shrink_to(KEPT_IOVECS);
+        self.first = 0;
+        self.len = 0;
+        self.ram = None;
+    }
+
+    /// Bytes left.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no bytes are left.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The pieces left. They may be handed to the kernel for as long as the list is neither changed nor
+    /// dropped; never look at what they point to, the guest writes there.
+    pub fn iovecs(&self) -> &[libc::iovec] {
+        self.iovecs.get(self.first..).unwrap_or_default()
+    }
+
+    /// Leaves out the first `count` bytes: they are done.
+    pub fn advance(&mut self, count: usize) {
+        let mut count = count.min(self.len);
+        self.len -= count;
+        while let Some(piece) = self.iovecs.get_mut(self.first) {
+            if count < piece.iov_len {
+                piece.iov_base = piece.iov_base.cast::<u8>().wrapping_add(count).cast();
+                piece.iov_len -= count;
+                return;
+            }
+            count -= piece.iov_len;
+            self.first += 1;
+        }
     }
 }

@@ -35,7 +35,7 @@ pub use self::features::{
     RING_FEATURES, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1, negotiated,
 };
 pub use self::host::{DeviceHost, RingStart};
-pub use self::iov::{GuestBuffers, MAX_IOVECS};
+pub use self::iov::{GuestBuffers, MAX_IOVECS, OwnedGuestBuffers};
 pub use self::ring::{MAX_RING_SIZE, Ring, RingError, RingLayout};
 pub use self::worker::{Worker, WorkerEnd, WorkerError, panic_text};
 

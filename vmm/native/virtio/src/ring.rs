@@ -247,6 +247,14 @@ impl Ring {
                 .is_ok_and(|index| index != Wrapping(self.queue.next_avail()))
     }
 
+    /// How many chains the driver says it has made available that were not popped yet.
+    pub fn available(&self, ram: &GuestRam) -> u16 {
+        match self.queue.avail_idx(ram, Ordering::Acquire) {
+            Ok(index) if self.running => (index - Wrapping(self.queue.next_avail())).0,
+            _ => 0,
+        }
+    }
+
     /// Gives the chain `head` back with `written` bytes in its writable part.
     ///
     /// # Errors

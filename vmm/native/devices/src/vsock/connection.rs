@@ -8,6 +8,7 @@ use std::net::Shutdown;
 use std::num::Wrapping;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use super::backend;
 use super::queue::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
@@ -48,6 +49,8 @@ pub(super) struct Connection {
     pub(super) due: Due,
     /// Whether it stands in the queue of those with something for the guest.
     pub(super) scheduled: bool,
+    /// When the guest was given the request.
+    asked_at: Option<Instant>,
     stream: Option<UnixStream>,
 
     // Towards the host program.
@@ -56,6 +59,7 @@ pub(super) struct Connection {
     fwd_cnt: Wrapping<u32>,
     fwd_cnt_told: Wrapping<u32>,
     guest_sends_no_more: bool,
+    end_passed_on: bool,
     host_takes_no_more: bool,
     writable: bool,
 
@@ -80,12 +84,14 @@ impl Connection {
             phase,
             due: Due { request: phase == Phase::Requested, ..Due::default() },
             scheduled: false,
+            asked_at: None,
             stream,
             backlog: VecDeque::new(),
             window,
             fwd_cnt: Wrapping(0),
             fwd_cnt_told: Wrapping(0),
             guest_sends_no_more: false,
+            end_passed_on: false,
             host_takes_no_more: false,
             writable: true,
             rx_cnt: Wrapping(0),
@@ -110,6 +116,11 @@ impl Connection {
         self.stream = Some(stream);
         self.phase = Phase::Open;
         self.due.response = true;
+    }
+
+    /// Whether the guest has had the request for less than `patience`.
+    pub(super) fn asked_since(&self, now: Instant, patience: Duration) -> bool {
+        self.asked_at.is_some_and(|at| now.saturating_duration_since(at) < patience)
     }
 
     /// Edges reported for the unix socket.
@@ -213,8 +224,11 @@ impl Connection {
             // acknowledgement.
             self.stream = None;
             self.due.reset = self.ports.is_some();
-        } else if let Some(stream) = &self.stream {
-            // Fails only if the other side is gone, which the next event tells.
+        } else if let Some(stream) = &self.stream
+            && !std::mem::replace(&mut self.end_passed_on, true)
+        {
+            // Once only: each call wakes this side too, which would come here again. Fails only if the other
+            // side is gone, which the next event tells.
             let _ = stream.shutdown(Shutdown::Write);
         }
     }
@@ -348,6 +362,7 @@ impl Connection {
             return Some((Op::Reset, 0));
         }
         if std::mem::take(&mut due.request) {
+            self.asked_at = Some(Instant::now());
             return Some((Op::Request, 0));
         }
         if std::mem::take(&mut due.response) {

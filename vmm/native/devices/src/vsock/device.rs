@@ -15,6 +15,7 @@ use strato_virtio::{
 
 use super::backend::{HostListener, receive_first_line, send};
 use super::connection::{Connection, Phase, Ports};
+use super::control::{ControlInbox, Notice, VsockControl};
 use super::metrics::VsockMetrics;
 use super::queue::Header;
 use super::receive::BATCH;
@@ -28,20 +29,19 @@ pub(super) const RX_QUEUE: u16 = 0;
 /// From the guest.
 pub(super) const TX_QUEUE: u16 = 1;
 /// Events to the guest.
-const EVENT_QUEUE: u16 = 2;
-
-/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (virtio 1.2, 5.10.6.7).
-const EVENT_TRANSPORT_RESET: u32 = 0;
+pub(super) const EVENT_QUEUE: u16 = 2;
 
 const LISTENER: u64 = 0;
 const TIMER: u64 = 1;
+const CONTROL: u64 = 2;
 
 /// Host ports of host-initiated connections begin here, far from those that anyone listens on.
 const FIRST_HOST_PORT: u32 = 1 << 30;
 
-/// How long a host program may take to say where it wants to go, a guest to answer, and a host program's
-/// backlog to have room.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a host program may take to say where it wants to go, a guest to answer once it was asked (and to
+/// have room for the question), and a host program's backlog to have room. An emulated guest on a busy host
+/// does take seconds, and a guest that has nobody listening says so at once.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a host program with a full backlog is asked again.
 const DIAL_AGAIN: Duration = Duration::from_millis(5);
 
@@ -79,15 +79,17 @@ pub struct Vsock {
     /// The transmit queue waits until replies are taken.
     pub(super) transmit_waits: bool,
     /// The guest has to hear of a transport reset before anything else.
-    pub(super) event_due: bool,
+    pub(super) notice: Notice,
     pub(super) tx_chain: Chain,
     pub(super) rx_chains: Vec<Chain>,
     timer: Timer,
     deadlines: VecDeque<(Instant, Token)>,
     dialling: Vec<Token>,
     listener_aside: bool,
-    transmit_pending: bool,
+    pub(super) transmit_pending: bool,
     next_port: u32,
+    control: ControlInbox,
+    pub(super) patience: Duration,
 }
 
 impl Vsock {
@@ -118,7 +120,7 @@ impl Vsock {
             metrics: Arc::default(),
             replies: VecDeque::new(),
             transmit_waits: false,
-            event_due: false,
+            notice: Notice::None,
             tx_chain: Chain::new(),
             rx_chains: vec![Chain::new(); BATCH],
             timer: Timer::new()?,
@@ -127,7 +129,14 @@ impl Vsock {
             listener_aside: false,
             transmit_pending: false,
             next_port: FIRST_HOST_PORT,
+            control: ControlInbox::new()?,
+            patience: PATIENCE,
         })
+    }
+
+    /// The handle for what is asked of the device at run time.
+    pub fn control(&self) -> VsockControl {
+        self.control.handle()
     }
 
     /// The device's counters.
@@ -138,7 +147,7 @@ impl Vsock {
     /// Ends all connections and tells the guest that the transport was reset (a clone, a restored guest).
     pub fn reset_transport(&mut self) {
         self.driver_gone();
-        self.event_due = true;
+        self.notice = Notice::Due;
     }
 
     /// The window of a new connection.
@@ -148,7 +157,7 @@ impl Vsock {
     }
 
     fn start_waiting(&mut self, token: Token) {
-        self.deadlines.push_back((Instant::now() + PATIENCE, token));
+        self.deadlines.push_back((Instant::now() + self.patience, token));
         self.set_timer();
     }
 
@@ -182,13 +191,14 @@ impl Vsock {
         let now = Instant::now();
         while self.deadlines.front().is_some_and(|(when, _)| *when <= now) {
             let Some((_, token)) = self.deadlines.pop_front() else { break };
-            let late = match self.table.get_mut(token) {
-                Some(Stream::Client(_)) => true,
-                Some(Stream::Connection(connection)) => connection.phase != Phase::Open,
-                None => false,
-            };
-            if late {
-                self.give_up(token);
+            match self.table.get_mut(token) {
+                Some(Stream::Connection(connection)) if connection.phase == Phase::Open => {}
+                // The question waited in line; the time for the answer began later.
+                Some(Stream::Connection(connection)) if connection.asked_since(now, self.patience) => {
+                    self.deadlines.push_back((now + self.patience, token));
+                }
+                Some(_) => self.give_up(token),
+                None => {}
             }
         }
         self.set_timer();
@@ -341,29 +351,6 @@ impl Vsock {
             None => {}
         }
     }
-
-    fn deliver_event(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceFault> {
-        if !self.event_due {
-            return Ok(());
-        }
-        let Some(mut ring) = io.ring(EVENT_QUEUE) else { return Ok(()) };
-        let mut chain = Chain::new();
-        while ring.pop(&mut chain)? {
-            let event = EVENT_TRANSPORT_RESET.to_le_bytes();
-            let written = if ring.write(&chain, 0, &event).is_ok() { event.len() as u32 } else { 0 };
-            ring.complete(chain.head(), written)?;
-            if written > 0 {
-                self.event_due = false;
-                // Packets that the guest sent meanwhile have been waiting without a kick to come.
-                self.transmit_pending = true;
-                break;
-            }
-        }
-        if self.event_due && ring.allow_kicks()? {
-            return self.deliver_event(io);
-        }
-        ring.notify()
-    }
 }
 
 impl DeviceCore for Vsock {
@@ -373,7 +360,8 @@ impl DeviceCore for Vsock {
 
     fn attach(&mut self, io: &mut DeviceIo<'_>) -> io::Result<()> {
         io.events.add(self.listener.fd(), LISTENER, Interest::Readable)?;
-        io.events.add(self.timer.fd(), TIMER, Interest::Readable)
+        io.events.add(self.timer.fd(), TIMER, Interest::Readable)?;
+        io.events.add(self.control.fd(), CONTROL, Interest::Readable)
     }
 
     fn config(&self) -> ConfigSpace {
@@ -382,7 +370,12 @@ impl DeviceCore for Vsock {
 
     fn queue_started(&mut self, _io: &mut DeviceIo<'_>, queue: u16, resumed: bool) {
         // Nothing moves until both data queues run, so a new driver is noticed before it is spoken to.
-        if !resumed && queue != EVENT_QUEUE {
+        if resumed {
+            return;
+        }
+        if queue == EVENT_QUEUE {
+            self.notice.forget_answer();
+        } else {
             self.driver_gone();
         }
     }
@@ -401,6 +394,11 @@ impl DeviceCore for Vsock {
         match token {
             LISTENER => self.accept(io.events),
             TIMER => self.timer_expired(io.events),
+            CONTROL => {
+                if self.control.take_reset() {
+                    self.reset_on_demand(io);
+                }
+            }
             _ => self.stream_ready(token, ready),
         }
         // The guest is served once for all events of a turn.
@@ -408,11 +406,12 @@ impl DeviceCore for Vsock {
     }
 
     fn resume(&mut self, io: &mut DeviceIo<'_>) -> Result<Progress, DeviceFault> {
-        self.deliver_event(io)?;
-        let mut progress = Progress::Idle;
+        let mut progress = self.announce(io)?;
         if self.transmit_pending {
-            progress = self.transmit(io)?;
-            self.transmit_pending = progress == Progress::Again;
+            self.transmit_pending = self.transmit(io)? == Progress::Again;
+            if self.transmit_pending {
+                progress = Progress::Again;
+            }
         }
         if self.receive(io)? == Progress::Again {
             progress = Progress::Again;
@@ -427,7 +426,7 @@ impl DeviceCore for Vsock {
 
     fn reset(&mut self, _io: &mut DeviceIo<'_>) {
         self.driver_gone();
-        self.event_due = false;
+        self.notice = Notice::None;
         self.transmit_pending = false;
     }
 

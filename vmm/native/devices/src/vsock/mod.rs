@@ -12,6 +12,7 @@
 
 mod backend;
 mod connection;
+mod control;
 mod device;
 mod metrics;
 mod queue;
@@ -22,6 +23,7 @@ mod table;
 mod tests;
 mod transmit;
 
+pub use self::control::VsockControl;
 pub use self::device::{Vsock, VsockConfig};
 pub use self::metrics::VsockMetrics;
 pub use self::queue::{Header, Op};

@@ -31,7 +31,7 @@ impl Vsock {
     /// Sends what is due, one stream after the other, as long as the guest has buffers.
     pub(super) fn receive(&mut self, io: &mut DeviceIo<'_>) -> Result<Progress, DeviceFault> {
         // A driver that is only half there may still be replaced by a new one: see `queue_started`.
-        if self.event_due || io.ring(TX_QUEUE).is_none() {
+        if self.notice.holds() || io.ring(TX_QUEUE).is_none() {
             return Ok(Progress::Idle);
         }
         let Some(mut ring) = io.ring(RX_QUEUE) else { return Ok(Progress::Idle) };

@@ -22,7 +22,7 @@ const MAX_REPLIES: usize = 256;
 impl Vsock {
     /// Takes packets from the guest.
     pub(super) fn transmit(&mut self, io: &mut DeviceIo<'_>) -> Result<Progress, DeviceFault> {
-        if self.event_due {
+        if self.notice.holds() {
             return Ok(Progress::Idle);
         }
         let events = io.events;

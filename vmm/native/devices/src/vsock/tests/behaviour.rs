@@ -15,8 +15,8 @@ const PORT: u32 = 1234;
 const GUEST_PORT: u32 = 5000;
 
 fn limited(stream: UnixStream) -> UnixStream {
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
     stream
 }
 
@@ -143,9 +143,9 @@ fn host_request_waits_for_a_guest_that_boots() {
 }
 
 #[test]
-fn silent_guest_costs_the_host_program_two_seconds() {
+fn silent_guest_loses_the_host_program_when_patience_ends() {
     let folder = Folder::new("silent");
-    let mut guest = Guest::new(&folder);
+    let mut guest = Guest::with(&folder, 10, Duration::from_millis(100));
     let mut host = limited(UnixStream::connect(uds(&folder)).unwrap());
     host.write_all(b"CONNECT 5000\n").unwrap();
     assert_eq!(guest.expect().0.op, Op::Request);
@@ -397,28 +397,6 @@ fn stopped_and_resumed_rings_keep_connections() {
         guest.host.start_ring(start).unwrap();
     }
     assert_eq!(guest.expect().1, b"while stopped");
-}
-
-#[test]
-fn restored_guest_hears_of_the_reset_before_anything_else() {
-    let folder = Folder::new("restored");
-    let mut guest = Guest::new(&folder);
-    let saved = guest.host.save();
-    let rings = guest.host.restore(&saved).unwrap();
-    for (queue, ring) in rings.into_iter().enumerate() {
-        let (layout, next_avail) = ring.unwrap();
-        let start = strato_virtio::RingStart { queue: queue as u16, layout, next_avail, kick: None };
-        guest.host.start_ring(start).unwrap();
-    }
-    let mut host = limited(UnixStream::connect(uds(&folder)).unwrap());
-    host.write_all(b"CONNECT 5000\n").unwrap();
-    guest.expect_silence();
-    guest.event.offer(&[(0x3_0000, 4, true)]).unwrap();
-    guest.event.write(0x3_0000, &[0xff; 4]);
-    guest.host.kick(2);
-    assert_eq!(guest.event.take_used().map(|used| used.1), Some(4));
-    assert_eq!(guest.event.read(0x3_0000, 4), [0; 4]);
-    assert_eq!(guest.expect().0.op, Op::Request);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use strato_virtio::mock::{MockNotifier, MockQueue, guest_ram};
 use strato_virtio::{DeviceHost, GuestRamHandle, RING_FEATURES, RingStart, VIRTIO_F_EVENT_IDX};
 
 use super::super::queue::{HEADER_LEN, HOST_CID, TYPE_STREAM};
-use super::super::{Header, Op, Vsock, VsockConfig, VsockMetrics};
+use super::super::{Header, Op, Vsock, VsockConfig, VsockControl, VsockMetrics};
 
 pub(super) const GUEST_CID: u64 = 3;
 
@@ -47,6 +47,7 @@ pub(super) struct Guest {
     pub(super) tx: MockQueue,
     pub(super) event: MockQueue,
     pub(super) metrics: Arc<VsockMetrics>,
+    pub(super) control: VsockControl,
     pub(super) notifier: MockNotifier,
     pub(super) rx_len: u32,
     ram: GuestRamHandle,
@@ -62,9 +63,16 @@ impl Guest {
     }
 
     pub(super) fn with_limit(folder: &Folder, max_connections: usize) -> Self {
+        Self::with(folder, max_connections, Duration::from_secs(60))
+    }
+
+    /// With a device of more or less patience.
+    pub(super) fn with(folder: &Folder, max_connections: usize, patience: Duration) -> Self {
         let config = VsockConfig { guest_cid: GUEST_CID, path: uds(folder), max_connections };
-        let device = Vsock::new(config).unwrap();
+        let mut device = Vsock::new(config).unwrap();
+        device.patience = patience;
         let metrics = device.metrics();
+        let control = device.control();
         let notifier = MockNotifier::default();
         let mut host = DeviceHost::new(Box::new(device), Box::new(notifier.clone())).unwrap();
         let ram = guest_ram(0x200_0000);
@@ -75,6 +83,7 @@ impl Guest {
             tx: MockQueue::new(&ram, 0x1_0000, TX_SIZE).0,
             event: MockQueue::new(&ram, 0x2_0000, 4).0,
             metrics,
+            control,
             notifier,
             rx_len: 4096,
             ram,
@@ -185,7 +194,7 @@ impl Guest {
 
     /// The next packet from the device.
     pub(super) fn expect(&mut self) -> (Header, Vec<u8>) {
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             if let Some(packet) = self.take() {
                 return packet;

@@ -3,4 +3,5 @@
 mod behaviour;
 mod guest;
 mod lies;
+mod standstill;
 mod streams;

@@ -355,7 +355,7 @@ fn run(seed: u64, streams: u32) {
         if moved {
             idle_since = Instant::now();
         }
-        assert!(idle_since.elapsed() < Duration::from_secs(10), "seed {seed}: {}", stuck(&hosts, &world));
+        assert!(idle_since.elapsed() < Duration::from_secs(60), "seed {seed}: {}", stuck(&hosts, &world));
     }
     // What still is open at the guest is acknowledged, and nothing is left.
     let keys: Vec<_> = world.ends.iter().filter(|(_, end)| !end.closed).map(|(key, _)| *key).collect();
@@ -392,7 +392,9 @@ fn stuck(hosts: &[HostEnd], world: &World) -> String {
             end.id, end.open, end.sent, end.size, end.room, end.end, end.ended, end.got, end.peer_flags
         )
     });
-    ends.collect::<Vec<_>>().join("; ")
+    let open = hosts.iter().filter(|host| host.stream.is_some()).count();
+    let seen = (hosts.len(), open, world.ends.len());
+    format!("(hosts, of them open, guest ends) {seen:?}; {}", ends.collect::<Vec<_>>().join("; "))
 }
 
 #[test]

@@ -1,0 +1,94 @@
+//! Limits of a device: bytes and operations per time, both at once.
+
+use std::time::{Duration, Instant};
+
+use crate::bucket::{BucketConfig, TokenBucket};
+
+/// What a device may do; `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// In bytes.
+    pub bandwidth: Option<BucketConfig>,
+    /// In requests or packets.
+    pub operations: Option<BucketConfig>,
+}
+
+/// Enforces [`Limits`]. Without any it costs nothing, not even a look at the clock.
+#[derive(Debug, Default)]
+pub struct Limiter {
+    bandwidth: Option<TokenBucket>,
+    operations: Option<TokenBucket>,
+}
+
+impl Limiter {
+    /// With full buckets.
+    pub fn new(limits: Limits) -> Self {
+        let mut limiter = Self::default();
+        limiter.configure(limits, Instant::now());
+        limiter
+    }
+
+    /// Changes the limits; a bucket that is kept keeps its level.
+    pub fn configure(&mut self, limits: Limits, now: Instant) {
+        configure(&mut self.bandwidth, limits.bandwidth, now);
+        configure(&mut self.operations, limits.operations, now);
+    }
+
+    /// One operation of `bytes` bytes, now.
+    ///
+    /// # Errors
+    /// How long to wait until it may go; nothing was taken from either bucket.
+    pub fn admit(&mut self, bytes: u64) -> Result<(), Duration> {
+        if self.bandwidth.is_none() && self.operations.is_none() {
+            return Ok(());
+        }
+        self.admit_at(bytes, Instant::now())
+    }
+
+    fn admit_at(&mut self, bytes: u64, now: Instant) -> Result<(), Duration> {
+        let mut wait = None;
+        for (bucket, amount) in [(&mut self.bandwidth, bytes), (&mut self.operations, 1)] {
+            if let Some(Err(needed)) = bucket.as_mut().map(|bucket| bucket.check(amount, now)) {
+                wait = wait.max(Some(needed));
+            }
+        }
+        if let Some(wait) = wait {
+            return Err(wait);
+        }
+        for (bucket, amount) in [(&mut self.bandwidth, bytes), (&mut self.operations, 1)] {
+            bucket.as_mut().map_or(Ok(()), |bucket| bucket.take(amount, now))?;
+        }
+        Ok(())
+    }
+}
+
+fn configure(bucket: &mut Option<TokenBucket>, config: Option<BucketConfig>, now: Instant) {
+    match (bucket.as_mut(), config) {
+        (Some(bucket), Some(config)) => bucket.configure(config, now),
+        (_, config) => *bucket = config.map(|config| TokenBucket::new(config, now)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refused_operation_takes_nothing_from_either_bucket() {
+        let now = Instant::now();
+        let limits = Limits {
+            bandwidth: Some(BucketConfig { rate: 100, burst: 100 }),
+            operations: Some(BucketConfig { rate: 1, burst: 2 }),
+        };
+        let mut limiter = Limiter::default();
+        limiter.configure(limits, now);
+        assert_eq!(limiter.admit_at(90, now), Ok(()));
+        for _ in 0..5 {
+            assert_eq!(limiter.admit_at(60, now), Err(Duration::from_millis(500)));
+        }
+        assert_eq!(limiter.admit_at(10, now), Ok(()));
+        assert_eq!(limiter.admit_at(0, now), Err(Duration::from_secs(1)));
+        limiter.configure(Limits { operations: None, ..limits }, now);
+        assert_eq!(limiter.admit_at(0, now), Ok(()));
+    }
+}
