@@ -181,6 +181,8 @@ class ProgramsConfig:
     """The C virtiofsd of QEMU (shares)."""
     vhost_device_vsock: Path | None = None
     """Serves vsock in the place of our own device: the crate vhost-device-vsock, for comparisons."""
+    strato_vhost_device: Path | None = None
+    """Serves shares with our own device core instead, when set; the default once every container test has used it."""  # noqa: E501
 
 
 @dataclass(frozen=True, kw_only=True)

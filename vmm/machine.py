@@ -147,6 +147,10 @@ class Machine(Observer):
 
     def _starter(self, device: DevicePlan) -> BackendStarter | None:
         programs = self.config.programs
+        if device.kind is DeviceKind.FS and programs.strato_vhost_device is not None:
+            from .backends.strato_vhost_device import StratoDeviceStarter
+
+            return StratoDeviceStarter(programs.strato_vhost_device, self._on_backend_exit)
         match device.kind:
             case DeviceKind.VSOCK if programs.vhost_device_vsock is not None:
                 from .backends.vhost_device_vsock import VhostDeviceVsockStarter

@@ -65,6 +65,14 @@ def vsock_programs(request: pytest.FixtureRequest) -> ProgramsConfig:
     return ProgramsConfig(vhost_device_vsock=paths.vhost_device_vsock())
 
 
+@pytest.fixture(params=["virtiofsd", "strato-vhost-device"])
+def share_programs(request: pytest.FixtureRequest) -> ProgramsConfig:
+    """Both programs that can serve shares: the reference and our own device core."""
+    if request.param == "strato-vhost-device":
+        return ProgramsConfig(strato_vhost_device=paths.strato_vhost_device())
+    return ProgramsConfig()
+
+
 def test_vsock_carries_bytes_from_host_to_guest_and_back(
     vms: VmFactory, vsock_programs: ProgramsConfig
 ) -> None:
@@ -108,10 +116,12 @@ def test_vm_leaves_no_sockets_in_its_folder(vms: VmFactory, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("cache", ["auto", "none", "always"])
-def test_share_is_read_and_written_by_both_sides(vms: VmFactory, tmp_path: Path, cache: str) -> None:
+def test_share_is_read_and_written_by_both_sides(
+    vms: VmFactory, tmp_path: Path, cache: str, share_programs: ProgramsConfig
+) -> None:
     (tmp_path / "from-host").write_text("host")
     share = ShareConfig(tag="a,tag", directory=tmp_path, cache=ShareCache(cache))
-    vm = vms.boot(replace(vms.config(), shares=(share,)))
+    vm = vms.boot(replace(vms.config(), shares=(share,), programs=share_programs))
 
     assert vm.ask("mount a,tag /mnt") == "ok"
     assert vm.ask("cat /mnt/from-host") == "host"
@@ -119,11 +129,14 @@ def test_share_is_read_and_written_by_both_sides(vms: VmFactory, tmp_path: Path,
     assert (tmp_path / "from-guest").read_text() == "guest words"
 
 
-def test_mount_made_later_below_a_share_becomes_visible(share: Path, vms: VmFactory, tmp_path: Path) -> None:
+def test_mount_made_later_below_a_share_becomes_visible(
+    share: Path, vms: VmFactory, tmp_path: Path, share_programs: ProgramsConfig
+) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "file").write_text("late")
-    config = replace(vms.config(), shares=(ShareConfig(tag="t", directory=share),))
+    shares = (ShareConfig(tag="t", directory=share),)
+    config = replace(vms.config(), shares=shares, programs=share_programs)
     vm = vms.boot(config, command=SLAVE_NAMESPACE)
     assert vm.ask("mount t /mnt") == "ok"
     assert vm.ask("list /mnt/seen") == ""
@@ -136,9 +149,12 @@ def test_mount_made_later_below_a_share_becomes_visible(share: Path, vms: VmFact
     assert vm.ask("wait /mnt/seen/file late") == "ok"
 
 
-def test_read_only_share_refuses_writes(vms: VmFactory, tmp_path: Path) -> None:
+def test_read_only_share_refuses_writes(
+    vms: VmFactory, tmp_path: Path, share_programs: ProgramsConfig
+) -> None:
     (tmp_path / "file").write_text("kept")
-    config = replace(vms.config(), shares=(ShareConfig(tag="t", directory=tmp_path, readonly=True),))
+    shares = (ShareConfig(tag="t", directory=tmp_path, readonly=True),)
+    config = replace(vms.config(), shares=shares, programs=share_programs)
     command = ["unshare", "--pid", "--mount", "--mount-proc", "--fork", sys.executable, "-m", "vmm"]
     vm = vms.boot(config, command=command)
 
