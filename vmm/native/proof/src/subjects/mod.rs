@@ -2,5 +2,5 @@
 
 pub(crate) mod block;
 pub(crate) mod rng;
-mod scratch;
+pub(crate) mod scratch;
 pub(crate) mod vsock;
