@@ -6,6 +6,7 @@
 pub mod block;
 mod bucket;
 mod limits;
+pub mod net;
 pub mod rng;
 mod timer;
 pub mod vsock;

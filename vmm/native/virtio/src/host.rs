@@ -206,7 +206,13 @@ impl DeviceHost {
         let index = usize::from(queue);
         self.with_core(|core, io| core.drain(io));
         self.forget_kick(index);
-        self.rings.get_mut(index).map(Ring::stop)
+        let ring = self.rings.get_mut(index)?;
+        let ran = ring.running();
+        let position = ring.stop();
+        if ran {
+            self.with_core(|core, io| core.queue_stopped(io, queue));
+        }
+        Some(position)
     }
 
     fn forget_kick(&mut self, index: usize) {
