@@ -6,16 +6,18 @@
 mod arguments;
 
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 
 use strato_devices::block::{Block, BlockConfig, Disk, FlushPolicy};
+use strato_devices::net::{Net, NetConfig, Tap};
 use strato_devices::rng::{Rng, RngConfig};
 use strato_devices::vsock::{Vsock, VsockConfig};
 use strato_vhost_user::Server;
 use strato_virtio::DeviceCore;
 
-use self::arguments::{Arguments, Device};
+use self::arguments::{Arguments, Device, TapSource};
 
 /// A wrong command line, as in sysexits.h.
 const EXIT_USAGE: u8 = 64;
@@ -56,6 +58,18 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
             let disk = Disk::new(file, flush)?;
             Box::new(Block::new(BlockConfig { disk, readonly: *readonly, serial: serial.clone() })?)
         }
+        Device::Net { tap, mac, mtu } => {
+            let taps = match tap {
+                TapSource::Named { name, queues } => Tap::open(name, *queues)?,
+                TapSource::Passed(fds) => {
+                    fds.iter().map(|&fd| Tap::new(passed(fd)?)).collect::<Result<_, _>>()?
+                }
+            };
+            let (receive_limits, transmit_limits) = Default::default();
+            let config =
+                NetConfig { taps, mac: *mac, mtu: *mtu, link_up: true, receive_limits, transmit_limits };
+            Box::new(Net::new(config)?)
+        }
         Device::Vsock { path, guest_cid, max_connections } => {
             // One descriptor for each stream, and some for the process itself.
             raise_descriptor_limit(*max_connections as u64 + 64);
@@ -74,6 +88,16 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
         server.serve(&mut report)?
     }
     Ok(())
+}
+
+/// A descriptor that whoever started this program left open for it.
+fn passed(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl on a number; it says whether that is a descriptor.
+    if fd <= libc::STDERR_FILENO || unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: it is open, it is none of the standard ones, and it was passed for the device to own.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Raises the soft limit of open files to `wanted`, or as far as the hard limit lets it.
