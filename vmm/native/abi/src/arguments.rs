@@ -4,9 +4,14 @@ use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use strato_devices::block::{CacheMode, EngineChoice};
+use strato_devices::{BucketConfig, Limits};
+
 const USAGE: &str = "usage: strato-vhost-device rng --socket PATH [--once]\n\
-       strato-vhost-device block --socket PATH --file PATH [--readonly] [--serial TEXT] [--ignore-flush] [--once]\n\
-       strato-vhost-device net --socket PATH (--tap NAME [--queues N] | --tap-fd N ...) --mac ADDRESS [--mtu N] [--once]\n\
+       strato-vhost-device block --socket PATH --file PATH [--readonly] [--serial TEXT] [--cache none|writeback|direct] \
+       [--queues N] [--bandwidth BYTES[:BURST]] [--operations N[:BURST]] [--engine auto|uring|pool] [--once]\n\
+       strato-vhost-device net --socket PATH (--tap NAME [--queues N] | --tap-fd N ...) --mac ADDRESS [--mtu N] \
+       [--bandwidth BYTES[:BURST]] [--operations N[:BURST]] [--once]\n\
        strato-vhost-device vsock --socket PATH --uds PATH --guest-cid N [--max-connections N] [--once]";
 
 const DEFAULT_MAX_CONNECTIONS: usize = 4096;
@@ -15,15 +20,37 @@ const DEFAULT_MAX_CONNECTIONS: usize = 4096;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Device {
     Rng,
-    Block { file: PathBuf, readonly: bool, serial: String, ignore_flush: bool },
-    Net { tap: TapSource, mac: [u8; 6], mtu: Option<u16> },
-    Vsock { path: PathBuf, guest_cid: u64, max_connections: usize },
+    Block(Block),
+    /// The limits hold for each direction.
+    Net {
+        tap: TapSource,
+        mac: [u8; 6],
+        mtu: Option<u16>,
+        limits: Limits,
+    },
+    Vsock {
+        path: PathBuf,
+        guest_cid: u64,
+        max_connections: usize,
+    },
+}
+
+/// What is asked of a block device.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Block {
+    pub(crate) file: PathBuf,
+    pub(crate) readonly: bool,
+    pub(crate) serial: String,
+    pub(crate) cache: CacheMode,
+    pub(crate) queues: u16,
+    pub(crate) limits: Limits,
+    pub(crate) engine: EngineChoice,
 }
 
 /// Where the taps of a network device come from.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum TapSource {
-    Named { name: String, queues: usize },
+    Named { name: String, queues: u16 },
     Passed(Vec<RawFd>),
 }
 
@@ -45,12 +72,14 @@ struct Options {
     file: Option<PathBuf>,
     serial: Option<String>,
     readonly: bool,
-    ignore_flush: bool,
     tap: Option<String>,
     tap_fds: Vec<RawFd>,
-    queues: Option<usize>,
     mac: Option<[u8; 6]>,
     mtu: Option<u16>,
+    cache: CacheMode,
+    queues: Option<u16>,
+    limits: Limits,
+    engine: EngineChoice,
     once: bool,
 }
 
@@ -80,6 +109,24 @@ fn number<T: std::str::FromStr>(option: &str, word: &OsString) -> Result<T, Stri
     parsed.ok_or_else(|| format!("{option} needs a number, not {}", word.to_string_lossy()))
 }
 
+fn one_of<T, const N: usize>(option: &str, word: &OsString, known: [(&str, T); N]) -> Result<T, String> {
+    let names = known.each_ref().map(|(name, _)| *name).join(", ");
+    let found = known.into_iter().find(|(name, _)| word.to_str() == Some(name));
+    found
+        .map(|(_, value)| value)
+        .ok_or_else(|| format!("{option} is one of {names}, not {}", word.to_string_lossy()))
+}
+
+/// A rate per second, and after a colon what can be saved up (otherwise as much as one second gives).
+fn limit(option: &str, word: &OsString) -> Result<BucketConfig, String> {
+    let text = word.to_str().unwrap_or_default();
+    let (rate, burst) = text.split_once(':').unwrap_or((text, text));
+    match (rate.parse(), burst.parse()) {
+        (Ok(rate), Ok(burst)) if rate > 0 && burst > 0 => Ok(BucketConfig { rate, burst }),
+        _ => Err(format!("{option} needs a number or two, not {}", word.to_string_lossy())),
+    }
+}
+
 impl Arguments {
     /// # Errors
     /// One line that says what is wrong.
@@ -91,7 +138,6 @@ impl Arguments {
             let flag = match name {
                 "--once" => Some(&mut options.once),
                 "--readonly" => Some(&mut options.readonly),
-                "--ignore-flush" => Some(&mut options.ignore_flush),
                 _ => None,
             };
             if let Some(flag) = flag {
@@ -105,11 +151,29 @@ impl Arguments {
                 "--file" => options.file = Some(value()?.into()),
                 "--tap" => options.tap = Some(value()?.to_string_lossy().into_owned()),
                 "--tap-fd" => options.tap_fds.push(number(name, &value()?)?),
-                "--queues" => options.queues = Some(number(name, &value()?)?),
                 "--mac" => options.mac = Some(mac(&value()?)?),
                 "--mtu" => options.mtu = Some(number(name, &value()?)?),
                 "--serial" => options.serial = Some(value()?.to_string_lossy().into_owned()),
                 "--guest-cid" => options.guest_cid = Some(number(name, &value()?)?),
+                "--cache" => {
+                    let known = [
+                        ("none", CacheMode::None),
+                        ("writeback", CacheMode::Writeback),
+                        ("direct", CacheMode::Direct),
+                    ];
+                    options.cache = one_of(name, &value()?, known)?;
+                }
+                "--engine" => {
+                    let known = [
+                        ("auto", EngineChoice::Auto),
+                        ("uring", EngineChoice::Uring),
+                        ("pool", EngineChoice::Pool),
+                    ];
+                    options.engine = one_of(name, &value()?, known)?;
+                }
+                "--queues" => options.queues = Some(number(name, &value()?)?),
+                "--bandwidth" => options.limits.bandwidth = Some(limit(name, &value()?)?),
+                "--operations" => options.limits.operations = Some(limit(name, &value()?)?),
                 "--max-connections" => options.max_connections = Some(number(name, &value()?)?),
                 _ => return Err(format!("Unknown argument {}; {USAGE}", word.to_string_lossy())),
             }
@@ -117,16 +181,20 @@ impl Arguments {
         let missing = |name| move || format!("{name} is missing; {USAGE}");
         let device = match kind.to_str() {
             Some("rng") if options.path.is_none() && options.guest_cid.is_none() => Device::Rng,
-            Some("block") => Device::Block {
+            Some("block") => Device::Block(Block {
                 file: options.file.ok_or_else(missing("--file"))?,
                 readonly: options.readonly,
                 serial: options.serial.unwrap_or_default(),
-                ignore_flush: options.ignore_flush,
-            },
+                cache: options.cache,
+                queues: options.queues.unwrap_or(1),
+                limits: options.limits,
+                engine: options.engine,
+            }),
             Some("net") => Device::Net {
                 tap: options.tap_source().ok_or_else(missing("--tap or --tap-fd"))?,
                 mac: options.mac.ok_or_else(missing("--mac"))?,
                 mtu: options.mtu,
+                limits: options.limits,
             },
             Some("vsock") => Device::Vsock {
                 path: options.path.ok_or_else(missing("--uds"))?,
@@ -151,11 +219,27 @@ mod tests {
     fn complete_lines_are_understood() {
         let rng = Arguments { device: Device::Rng, socket: "/s".into(), once: true };
         assert_eq!(parse("rng --socket /s --once"), Ok(rng));
+        let block = Device::Block(Block {
+            file: "/f".into(),
+            readonly: true,
+            serial: "x".into(),
+            cache: CacheMode::Direct,
+            queues: 4,
+            limits: Limits {
+                bandwidth: Some(BucketConfig { rate: 1000, burst: 1000 }),
+                operations: Some(BucketConfig { rate: 10, burst: 20 }),
+            },
+            engine: EngineChoice::Pool,
+        });
+        let line = "block --file /f --readonly --serial x --cache direct --queues 4 --bandwidth 1000 \
+                    --operations 10:20 --engine pool --socket /s";
+        assert_eq!(parse(line).map(|found| found.device), Ok(block));
         let device = Device::Vsock { path: "/u".into(), guest_cid: 3, max_connections: 9 };
         let vsock = Arguments { device, socket: "/s".into(), once: false };
         assert_eq!(parse("vsock --uds /u --guest-cid 3 --socket /s --max-connections 9"), Ok(vsock));
         let tap = TapSource::Passed(vec![5, 6]);
-        let device = Device::Net { tap, mac: [2, 0, 0, 0, 0, 0x1f], mtu: Some(1400) };
+        let device =
+            Device::Net { tap, mac: [2, 0, 0, 0, 0, 0x1f], mtu: Some(1400), limits: Limits::default() };
         let net = Arguments { device, socket: "/s".into(), once: false };
         let line = "net --socket /s --tap-fd 5 --tap-fd 6 --mac 02:00:00:00:00:1f --mtu 1400";
         assert_eq!(parse(line), Ok(net));
@@ -175,6 +259,9 @@ mod tests {
             ("net --socket /s --mac 02:00:00:00:00:01", "--tap or --tap-fd is missing"),
             ("net --socket /s --mac 02:00:00:00:00:01 --tap t --tap-fd 5", "--tap or --tap-fd is missing"),
             ("net --socket /s --tap t --mac 02:00:00:00:00", "not 02:00:00:00:00"),
+            ("block --cache back", "none, writeback, direct, not back"),
+            ("block --operations 0", "--operations needs a number"),
+            ("block --bandwidth 5:x", "not 5:x"),
             ("vsock --frob", "--frob"),
         ] {
             let message = parse(line).unwrap_err();

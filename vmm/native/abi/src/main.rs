@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::process::ExitCode;
 
-use strato_devices::block::{Block, BlockConfig, Disk, FlushPolicy};
+use strato_devices::block::{Block, BlockConfig};
 use strato_devices::net::{Net, NetConfig, Tap};
 use strato_devices::rng::{Rng, RngConfig};
 use strato_devices::vsock::{Vsock, VsockConfig};
@@ -52,23 +52,33 @@ fn abort_on_panic() {
 fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let core: Box<dyn DeviceCore> = match &arguments.device {
         Device::Rng => Box::new(Rng::new(RngConfig::default())?),
-        Device::Block { file, readonly, serial, ignore_flush } => {
-            let file = OpenOptions::new().read(true).write(!readonly).open(file)?;
-            let flush = if *ignore_flush { FlushPolicy::Ignore } else { FlushPolicy::Sync };
-            let disk = Disk::new(file, flush)?;
-            Box::new(Block::new(BlockConfig { disk, readonly: *readonly, serial: serial.clone() })?)
+        Device::Block(block) => {
+            let file = OpenOptions::new().read(true).write(!block.readonly).open(&block.file)?;
+            Box::new(Block::new(BlockConfig {
+                file,
+                cache: block.cache,
+                readonly: block.readonly,
+                serial: block.serial.clone(),
+                num_queues: block.queues,
+                limits: block.limits,
+                engine: block.engine,
+            })?)
         }
-        Device::Net { tap, mac, mtu } => {
+        Device::Net { tap, mac, mtu, limits } => {
             let taps = match tap {
-                TapSource::Named { name, queues } => Tap::open(name, *queues)?,
+                TapSource::Named { name, queues } => Tap::open(name, usize::from(*queues))?,
                 TapSource::Passed(fds) => {
                     fds.iter().map(|&fd| Tap::new(passed(fd)?)).collect::<Result<_, _>>()?
                 }
             };
-            let (receive_limits, transmit_limits) = Default::default();
-            let config =
-                NetConfig { taps, mac: *mac, mtu: *mtu, link_up: true, receive_limits, transmit_limits };
-            Box::new(Net::new(config)?)
+            Box::new(Net::new(NetConfig {
+                taps,
+                mac: *mac,
+                mtu: *mtu,
+                link_up: true,
+                receive_limits: *limits,
+                transmit_limits: *limits,
+            })?)
         }
         Device::Vsock { path, guest_cid, max_connections } => {
             // One descriptor for each stream, and some for the process itself.

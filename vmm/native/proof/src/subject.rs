@@ -5,7 +5,7 @@ use strato_virtio::{DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Progress};
 
 use crate::choices::Choices;
 use crate::machine::Machine;
-use crate::subjects::{block, rng, vsock};
+use crate::subjects::{block, net, rng, vsock};
 
 /// What a driver would put into one chain.
 #[derive(Clone, Debug, Default)]
@@ -58,6 +58,7 @@ pub const KINDS: &[Kind] = &[
     Kind { name: "block", make: || block::make(false) },
     Kind { name: "block-readonly", make: || block::make(true) },
     Kind { name: "vsock", make: vsock::make },
+    Kind { name: "net", make: net::make },
 ];
 
 /// A device without anything, to stand in while another one is exchanged.

@@ -8,6 +8,7 @@
 //! The protocol's messages are crate `vhost`'s; `vhost-user-backend` is not used, because it owns its threads
 //! and answers before they have stopped.
 
+mod early;
 mod memory;
 mod notifier;
 mod server;

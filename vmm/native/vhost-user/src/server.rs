@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use strato_virtio::{DeviceCore, DeviceHost, Worker};
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
 
+use crate::early::Early;
 use crate::notifier::CallNotifier;
 use crate::session::Session;
 
@@ -97,9 +98,12 @@ impl Server {
     /// The socket failed, or the device is lost. A front end that misbehaves or goes is not an error.
     pub fn serve_one(&self, report: &mut dyn FnMut(&dyn fmt::Display)) -> Result<(), ServerError> {
         let (stream, _) = self.listener.accept().map_err(ServerError::Listen)?;
+        let mut early = Early::new(&stream).map_err(ServerError::Listen)?;
         let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&self.session));
         let outcome = loop {
-            match requests.handle_request() {
+            let done = early.carry_out(&*self.session);
+            let done = done.and_then(|done| if done { Ok(()) } else { requests.handle_request() });
+            match done {
                 Ok(()) => {}
                 Err(ProtocolError::Disconnected) => break Ok(()),
                 Err(ProtocolError::BackendInternalError) => break Err(ServerError::Worker),

@@ -163,6 +163,8 @@ impl DeviceHost {
         }
         // The old mapping goes when its last handle does; after the drain this is the last one here.
         self.ram = Some(ram);
+        // A core that held requests back for those in flight goes on with them.
+        self.again = true;
         outcome
     }
 
@@ -205,6 +207,8 @@ impl DeviceHost {
     pub fn stop_ring(&mut self, queue: u16) -> Option<u16> {
         let index = usize::from(queue);
         self.with_core(|core, io| core.drain(io));
+        // The other queues go on with what the drain held up.
+        self.again = true;
         self.forget_kick(index);
         let ring = self.rings.get_mut(index)?;
         let ran = ring.running();

@@ -5,20 +5,20 @@ use std::sync::Arc;
 
 use strato_virtio::record::RecordError;
 use strato_virtio::{
-    ConfigSpace, DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Events, Interest, Progress, RING_FEATURES,
-    Ready,
+    ConfigSpace, DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Interest, Progress, RING_FEATURES, Ready,
 };
 
 use super::backend::{MAX_PAIRS, Tap};
-use super::handle::{NetControl, Order};
+use super::handle::NetControl;
 use super::metrics::NetMetrics;
+use super::pair::Pair;
 use super::queue::{
     self, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX,
     VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE,
     VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
     VIRTIO_NET_F_STATUS,
 };
-use super::receive::{ReceiveRules, Receiver, Turn};
+use super::receive::{ReceiveRules, Turn};
 use super::state::{self, State};
 use super::transmit::{TransmitRules, Transmitter};
 use crate::limits::{Limiter, Limits};
@@ -57,26 +57,14 @@ pub struct NetConfig {
     pub transmit_limits: Limits,
 }
 
-struct Pair {
-    tap: Tap,
-    /// Whether events of the tap are heard. They are not while they would lead to nothing.
-    watched: bool,
-    /// Whether the host gives packets to this queue of the tap.
-    attached: bool,
-    /// The receive queue runs.
-    running: bool,
-    receiver: Receiver,
-    transmitter: Transmitter,
-}
-
 /// The network device.
 pub struct Net {
     info: DeviceInfo,
-    pairs: Vec<Pair>,
+    pub(super) pairs: Vec<Pair>,
     mac: [u8; 6],
     mtu: Option<u16>,
-    receive_rules: ReceiveRules,
-    transmit_rules: TransmitRules,
+    pub(super) receive_rules: ReceiveRules,
+    pub(super) transmit_rules: TransmitRules,
     orders: NetControl,
     pub(super) state: State,
     /// The control queue runs: the driver says how many pairs it uses.
@@ -210,7 +198,7 @@ impl Net {
     }
 
     /// Gives the host's packets to the queues that are served. The first keeps the tap's carrier up.
-    fn attach_used(&mut self) {
+    pub(super) fn attach_used(&mut self) {
         for index in 0..self.pairs.len() {
             let in_use = self.in_use(index);
             let Some(pair) = self.pairs.get_mut(index) else { return };
@@ -219,101 +207,6 @@ impl Net {
                 pair.attached = used;
                 pair.receiver.readable = used;
             }
-        }
-    }
-
-    pub(super) fn set_pairs(&mut self, pairs: u16) -> bool {
-        let allowed = self.transmit_rules.features & VIRTIO_NET_F_MQ != 0
-            && (1..=self.pairs.len()).contains(&usize::from(pairs));
-        if allowed {
-            self.state.pairs = pairs;
-            self.attach_used();
-            self.mark_all_readable();
-        }
-        allowed
-    }
-
-    /// Changes what the guest takes as it is; only what was negotiated (5.1.6.5.6.2).
-    pub(super) fn set_guest_offloads(&mut self, offloads: u64) -> bool {
-        let negotiated = queue::guest_offloads(self.transmit_rules.features);
-        if offloads & !negotiated != 0 {
-            return false;
-        }
-        let done = self
-            .pairs
-            .first()
-            .is_some_and(|pair| pair.tap.set_offloads(queue::tap_offloads(offloads)).is_ok());
-        if done {
-            self.state.offloads = offloads;
-            self.receive_rules.checksums = offloads & VIRTIO_NET_F_GUEST_CSUM != 0;
-        }
-        done
-    }
-
-    fn mark_all_readable(&mut self) {
-        for pair in &mut self.pairs {
-            pair.receiver.readable = true;
-            // The next turn of the crank looks.
-            pair.receiver.more = true;
-        }
-    }
-
-    fn carry_out(&mut self, io: &mut DeviceIo<'_>, order: Order) {
-        match order {
-            Order::Link(up) if up != self.transmit_rules.link_up => {
-                self.transmit_rules.link_up = up;
-                if up {
-                    self.each_pair(|pair, metrics| {
-                        pair.receiver.discard_stale(&pair.tap, &metrics.rx_stale);
-                    });
-                    self.mark_all_readable();
-                }
-                io.notify_config();
-            }
-            Order::Link(_) => {}
-            Order::Announce => {
-                if self.transmit_rules.features & VIRTIO_NET_F_GUEST_ANNOUNCE != 0 {
-                    self.state.announce = true;
-                    io.notify_config();
-                }
-            }
-            Order::ReceiveLimits(limits) => {
-                self.receive_rules.limiter.configure(limits, std::time::Instant::now());
-                // If it is still too early, the next packet arms it again.
-                self.receive_rules.timer.disarm();
-                self.mark_all_readable();
-            }
-            Order::TransmitLimits(limits) => {
-                self.transmit_rules.limiter.configure(limits, std::time::Instant::now());
-                self.transmit_rules.timer.disarm();
-                self.pairs.iter_mut().for_each(|pair| pair.transmitter.more = true);
-            }
-            Order::Taps(taps) => self.replace_taps(io, taps),
-        }
-    }
-
-    fn replace_taps(&mut self, io: &mut DeviceIo<'_>, taps: Vec<Tap>) {
-        if taps.len() != self.pairs.len() {
-            return;
-        }
-        let offloads = queue::tap_offloads(self.state.offloads);
-        for (index, (pair, tap)) in self.pairs.iter_mut().zip(taps).enumerate() {
-            io.events.remove(pair.tap.fd());
-            // A tap that knows less than the one before drops what it does not understand.
-            let _ = tap.set_offloads(offloads);
-            pair.tap = tap;
-            pair.attached = true;
-            pair.watched = io.events.add(pair.tap.fd(), index as u64, Interest::Edges).is_ok();
-            pair.transmitter.blocked = false;
-            pair.transmitter.more = true;
-        }
-        self.mark_all_readable();
-        self.attach_used();
-    }
-
-    fn each_pair(&mut self, mut act: impl FnMut(&mut Pair, &NetMetrics)) {
-        for pair in &mut self.pairs {
-            act(pair, &self.metrics);
         }
     }
 
@@ -346,28 +239,6 @@ fn progress(turn: Turn) -> Progress {
 
 fn fresh_state(mac: [u8; 6]) -> State {
     State { mac, offloads: 0, pairs: 1, modes: 0, announce: false }
-}
-
-impl Pair {
-    fn new(tap: Tap) -> Self {
-        Self {
-            tap,
-            watched: false,
-            attached: true,
-            running: false,
-            receiver: Receiver::new(),
-            transmitter: Transmitter::default(),
-        }
-    }
-
-    fn watch(&mut self, events: &Events, index: usize, watched: bool) {
-        if self.watched != watched {
-            let interest = if watched { Interest::Edges } else { Interest::Nothing };
-            if events.change(self.tap.fd(), index as u64, interest).is_ok() {
-                self.watched = watched;
-            }
-        }
-    }
 }
 
 impl DeviceCore for Net {

@@ -10,6 +10,8 @@ mod control;
 mod device;
 mod handle;
 mod metrics;
+mod orders;
+mod pair;
 mod queue;
 mod receive;
 mod state;

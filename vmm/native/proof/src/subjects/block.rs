@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use strato_devices::block::{Block, BlockConfig, Disk, FlushPolicy};
+use strato_devices::block::{Block, BlockConfig};
 use strato_virtio::DeviceCore;
 
 use super::scratch::memory_file;
@@ -33,9 +33,9 @@ fn header(kind: u32, sector: u64) -> Vec<u8> {
 
 impl Subject for Storage {
     fn core(&mut self) -> Box<dyn DeviceCore> {
-        let disk = Disk::new(self.file.try_clone().unwrap(), FlushPolicy::Sync).unwrap();
-        let serial = "proof".to_owned();
-        Box::new(Block::new(BlockConfig { disk, readonly: self.readonly, serial }).unwrap())
+        let (readonly, serial) = (self.readonly, "proof".to_owned());
+        let file = self.file.try_clone().unwrap();
+        Box::new(Block::new(BlockConfig { readonly, serial, ..BlockConfig::new(file) }).unwrap())
     }
 
     fn queues(&self) -> &'static [QueueUse] {
