@@ -30,6 +30,22 @@ pub struct RingStart {
     pub kick: Option<OwnedFd>,
 }
 
+/// Empties a kick's eventfd. Never waits, even if it is one whose reads do and somebody else was quicker.
+fn read_kick(mut kick: &File) -> io::Result<usize> {
+    let mut count = [0; 8];
+    let buffer = libc::iovec { iov_base: count.as_mut_ptr().cast(), iov_len: count.len() };
+    // SAFETY: one iovec, which describes `count`; the offset -1 is that of read(2).
+    let read = unsafe { libc::preadv2(kick.as_raw_fd(), &buffer, 1, -1, libc::RWF_NOWAIT) };
+    match usize::try_from(read) {
+        Ok(read) => Ok(read),
+        Err(_) => match io::Error::last_os_error() {
+            // Descriptors of some kinds cannot be asked not to wait.
+            error if error.raw_os_error() == Some(libc::EOPNOTSUPP) => kick.read(&mut count),
+            error => Err(error),
+        },
+    }
+}
+
 /// A device core with everything it works on.
 pub struct DeviceHost {
     core: Box<dyn DeviceCore>,
@@ -99,6 +115,7 @@ impl DeviceHost {
             Ok(Progress::Again) => self.again = true,
             Err(fault) => {
                 if self.broken.is_none() {
+                    self.notifier.faulted(&fault);
                     self.broken = Some(fault);
                     self.notifier.notify(Notification::NeedsReset);
                 }
@@ -298,9 +315,8 @@ impl DeviceHost {
             return;
         }
         let queue = u16::try_from(token & !KICK_TOKEN).unwrap_or(u16::MAX);
-        let mut count = [0; 8];
-        let read = match self.kicks.get_mut(usize::from(queue)) {
-            Some(Some(kick)) => kick.read(&mut count),
+        let read = match self.kicks.get(usize::from(queue)) {
+            Some(Some(kick)) => read_kick(kick),
             // Stopped by an earlier event of the same batch.
             _ => return,
         };

@@ -23,6 +23,7 @@ mod posted;
 pub mod random;
 pub mod record;
 mod ring;
+pub mod thread;
 pub mod transport;
 mod worker;
 
@@ -38,7 +39,7 @@ pub use self::host::{DeviceHost, RingStart};
 pub use self::iov::{GuestBuffers, IovecStorage, MAX_IOVECS, OwnedGuestBuffers};
 pub use self::posted::PostedBuffers;
 pub use self::ring::{MAX_RING_SIZE, Ring, RingError, RingLayout};
-pub use self::worker::{Worker, WorkerError};
+pub use self::worker::{Worker, WorkerEnd, WorkerError, panic_text};
 
 use std::sync::Arc;
 
