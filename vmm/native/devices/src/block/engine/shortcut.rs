@@ -88,3 +88,36 @@ fn read_cached(file: &File, offset: u64, pieces: Pieces) -> io::Result<usize> {
     let read = unsafe { libc::preadv2(file.as_raw_fd(), list, count, offset, libc::RWF_NOWAIT) };
     usize::try_from(read).map_err(|_| io::Error::last_os_error())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block::buffers::Buffers;
+
+    fn write(offset: u64, len: usize, durable: bool) -> Job {
+        Job { slot: 0, work: Work::Write { offset, buffers: Buffers::Zeros(len), durable } }
+    }
+
+    #[test]
+    fn only_whole_pages_for_the_page_cache_go_the_short_way() {
+        let path = std::env::temp_dir();
+        let options = std::os::unix::fs::OpenOptionsExt::custom_flags(
+            std::fs::OpenOptions::new().read(true).write(true),
+            libc::O_TMPFILE,
+        )
+        .open(path);
+        let file = Arc::new(options.unwrap());
+        let mut shortcut = Shortcut::new(&file, CacheMode::Writeback, true);
+        assert_eq!(shortcut.attempt(write(4096, 8192, false)).unwrap().result.unwrap(), 8192);
+        assert!(shortcut.attempt(write(512, 4096, false)).is_err());
+        assert!(shortcut.attempt(write(0, 512, false)).is_err());
+        assert!(shortcut.attempt(write(0, 4096, true)).is_err());
+        assert!(shortcut.attempt(Job { slot: 0, work: Work::Flush }).is_err());
+        shortcut.closed_until = Some(Instant::now() + Duration::from_secs(60));
+        assert!(shortcut.attempt(write(0, 4096, false)).is_err());
+        shortcut.closed_until = Some(Instant::now());
+        assert!(shortcut.attempt(write(0, 4096, false)).is_ok());
+        let mut direct = Shortcut::new(&file, CacheMode::Direct, true);
+        assert!(direct.attempt(write(0, 4096, false)).is_err());
+    }
+}

@@ -210,3 +210,41 @@ impl Drop for Uring {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use io_uring::types::Fd;
+
+    use super::*;
+    use crate::block::CacheMode;
+
+    fn ask(engine: &mut Uring, entry: &Entry) -> i32 {
+        // SAFETY: the entries of this test point to nothing, or to a literal.
+        unsafe { engine.ring.submission().push(entry).unwrap() };
+        engine.ring.submit_and_wait(1).unwrap();
+        engine.ring.completion().next().unwrap().result()
+    }
+
+    #[test]
+    fn ring_refuses_everything_but_the_operations_of_its_disk() {
+        let file = File::open("/proc/self/exe").unwrap();
+        let own = Fd(file.as_raw_fd());
+        let mut engine = Uring::new(&Disk::new(file, CacheMode::Writeback).unwrap(), 8).unwrap();
+        let path = c"/".as_ptr();
+        for (entry, outcome) in [
+            (opcode::Nop::new().build(), -libc::EACCES),
+            (opcode::Nop::new().build().flags(Flags::FIXED_FILE), -libc::EACCES),
+            (opcode::OpenAt::new(Fd(libc::AT_FDCWD), path).build(), -libc::EACCES),
+            (opcode::Fsync::new(own).build(), -libc::EACCES),
+            (opcode::Fsync::new(Fixed(1)).build(), -libc::EBADF),
+            (opcode::Fsync::new(DISK).build().flags(Flags::IO_LINK), -libc::EACCES),
+            (opcode::Fsync::new(DISK).build(), 0),
+        ] {
+            assert_eq!(ask(&mut engine, &entry), outcome, "{entry:?}");
+        }
+        assert!(engine.ring.submitter().register_files_update(0, &[0]).is_err());
+        assert!(engine.ring.submitter().unregister_files().is_err());
+    }
+}
