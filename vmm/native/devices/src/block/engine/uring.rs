@@ -14,7 +14,7 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{CancelBuilder, Fixed, FsyncFlags, Timespec};
 use io_uring::{IoUring, Probe, opcode};
 
-use super::shortcut::Shortcut;
+use super::shortcut::{Reads, Shortcut};
 use super::{Done, Engine, EngineChoice, Job, Work};
 use crate::block::backend::Disk;
 use crate::block::buffers::Pieces;
@@ -88,7 +88,7 @@ impl Uring {
             jobs: ManuallyDrop::new(jobs),
             in_flight: 0,
             // io_uring itself reads what is in the page cache while it is submitted.
-            shortcut: Shortcut::new(&disk.file, disk.cache, false),
+            shortcut: Shortcut::new(disk, Reads::No),
             finished: Vec::new(),
         })
     }
