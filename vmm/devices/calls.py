@@ -26,7 +26,16 @@ ABI_VERSION = 1
 LIBRARY_TAG = 2**64 - 1
 """Tag of events that belong to no device."""
 
-_STRUCTS = ("event", "metric", "limits", "rng_config", "vsock_config", "block_config", "fs_config")
+_STRUCTS = (
+    "event",
+    "metric",
+    "limits",
+    "rng_config",
+    "vsock_config",
+    "block_config",
+    "fs_config",
+    "fs_share",
+)
 _EVENT_BATCH = 16
 _METRICS = 64
 """More counters than any device has; a longer list is asked for again."""
@@ -153,6 +162,17 @@ def fs_create(
     ret = ffi.new("strato_vmm_device **")
     _check(_lib.strato_vmm_fs_create(events, tag, _bytes(name), config, ret))
     return ret[0]
+
+
+def fs_add_share(device: Any, name: str, directory_fd: int, readonly: bool) -> None:
+    share = _sized("strato_vmm_fs_share")
+    text = _text(name)
+    share.directory_fd, share.readonly, share.name = directory_fd, int(readonly), text
+    _check(_lib.strato_vmm_fs_add_share(device, share))
+
+
+def fs_remove_share(device: Any, name: str, timeout_ms: int) -> None:
+    _check(_lib.strato_vmm_fs_remove_share(device, _bytes(name), timeout_ms))
 
 
 def device_serve(device: Any, socket_fd: int) -> None:
