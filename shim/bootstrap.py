@@ -47,6 +47,8 @@ def start(params: ShimParams, launcher: str) -> bytes:
     listener = _listen(path)
     if listener is not None:
         try:
+            if names.has_ended("."):
+                os.unlink(names.ENDED_NAME)  # noqa: PTH108 (of an earlier sandbox of this bundle)
             pid = _spawn_daemon(params, launcher, listener)
         except BaseException:
             os.unlink(path)  # noqa: PTH108 (pathlib is not imported here)

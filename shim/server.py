@@ -50,7 +50,9 @@ def main(arguments: params.ShimParams) -> int:
     except Exception as error:
         _log.critical("shim fails", exc_info=error)
         return 1
-    return 0
+    # All is closed and delivered; the interpreter's own tidying up would hold up whoever waits in `delete`.
+    logging.shutdown()
+    os._exit(0)
 
 
 async def _serve(preparation: Preparation) -> None:

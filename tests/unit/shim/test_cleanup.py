@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from shim import cleanup, names, state
+from shim import leftovers, names, state
 from shim.protos.generated import task_pb2
 
 pytestmark = pytest.mark.unit
@@ -196,7 +196,17 @@ def test_remove_tree_spares_files_of_a_share_that_still_shows_them(tmp_path: Pat
     (inside / "precious").write_text("data")
     (tmp_path / "s" / "console.log").write_text("gone")
 
-    cleanup.remove_tree(str(tmp_path / "s"))
+    leftovers.remove_tree(str(tmp_path / "s"))
 
     assert (inside / "precious").read_text() == "data"
     assert not (tmp_path / "s" / "console.log").exists()
+
+
+def test_delete_after_an_orderly_end_looks_for_nothing(bench: Bench) -> None:
+    directory = bench.write_state()
+    (bench.bundle / names.ENDED_NAME).touch()
+
+    answer = bench.delete()
+
+    assert answer.exit_status == 128 + signal.SIGKILL
+    assert directory.exists()
