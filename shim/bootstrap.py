@@ -55,9 +55,9 @@ def start(params: ShimParams, launcher: str) -> bytes:
             raise
         finally:
             listener.close()
-        _write("shim.pid", str(pid))
+        write("shim.pid", str(pid))
     address = path if transport == "grpc" else f"unix://{path}"
-    _write("address", address)
+    write("address", address)
     return _answer(params, address, transport, grpc_version)
 
 
@@ -162,7 +162,7 @@ def _open_log(null: int) -> int:
         return null
 
 
-def _write(name: str, text: str) -> None:
+def write(name: str, text: str) -> None:
     """Write *text* to file *name* of the bundle, complete or not at all."""
     temporary = f".{name}.{os.getpid()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

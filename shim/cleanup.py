@@ -30,6 +30,7 @@ def main(params: ShimParams) -> int:
     bundle = params.bundle or "."
     group = names.group_of(bundle, params.id)
     is_sandbox = group == params.id
+    sockets = _sockets(bundle, names.socket_path(params.address, params.namespace, group, params.socket_dir))
     pid = 0
     if is_sandbox and names.has_ended(bundle):
         _end_daemon(bundle, params.id)
@@ -37,11 +38,12 @@ def main(params: ShimParams) -> int:
         directory = names.state_dir(_state_root(), params.address, params.namespace, group)
         pid = _clean(directory, params.id, is_sandbox=is_sandbox)
         if is_sandbox:
-            _end_daemon(bundle, params.id)
+            _end_every_daemon(bundle, params.id, sockets)
             # Made by a shim that was only coming up when we looked first.
             pid = _clean(directory, params.id, is_sandbox=True) or pid
     if is_sandbox:
-        _remove_socket(bundle, names.socket_path(params.address, params.namespace, group, params.socket_dir))
+        for path in sockets:
+            _remove_socket(path)
     os.write(1, _answer(pid))
     return 0
 
@@ -102,32 +104,47 @@ def _end_daemon(bundle: str, container_id: str) -> None:
         os.close(pidfd)
 
 
-def _remove_socket(bundle: str, default: str) -> None:
-    """Remove the shim's socket if nobody listens on it any more."""
+def _end_every_daemon(bundle: str, container_id: str, sockets: set[str]) -> None:
+    """As _end_daemon, also for one that has not written its pid yet (its `start` was killed): it listens."""
+    deadline = time.monotonic() + END_TIMEOUT_S
+    _end_daemon(bundle, container_id)
+    while any(_listens(path) for path in sockets) and time.monotonic() < deadline:
+        time.sleep(0.02)  # it writes shim.pid first of all
+        _end_daemon(bundle, container_id)
+
+
+def _sockets(bundle: str, default: str) -> set[str]:
+    """Where the shim may listen."""
     try:
         with open(f"{bundle}/address") as file:
-            address = file.read().removeprefix("unix://")
+            return {default, file.read().removeprefix("unix://")}
     except OSError:
-        address = default
-    for path in {address, default}:
-        if not os.path.exists(path):
-            continue
-        import _socket
+        return {default}
 
-        probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-        try:
-            probe.settimeout(0.5)
-            probe.connect(path)
-        except ConnectionRefusedError:
-            _unlink(path)
+
+def _listens(path: str) -> bool | None:
+    """Whether somebody listens on that socket; None when it does not exist or cannot be asked."""
+    if not os.path.exists(path):
+        return None
+    import _socket
+
+    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        probe.settimeout(0.5)
+        probe.connect(path)
+    except ConnectionRefusedError:
+        return False
+    except OSError:
+        return None
+    finally:
+        probe.close()
+    return True
+
+
+def _remove_socket(path: str) -> None:
+    """Remove a socket if nobody listens on it any more."""
+    if _listens(path) is False:
+        try:  # noqa: SIM105 (contextlib is not imported here)
+            os.unlink(path)
         except OSError:
             pass
-        finally:
-            probe.close()
-
-
-def _unlink(path: str) -> None:
-    try:  # noqa: SIM105 (contextlib is not imported here)
-        os.unlink(path)
-    except OSError:
-        pass

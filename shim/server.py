@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import log, params
-from .bootstrap import LISTENER_FD, STDIN_FD
+from .bootstrap import LISTENER_FD, STDIN_FD, write
 from .prepare import Preparation
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ _log = logging.getLogger("shim.server")
 
 def main(arguments: params.ShimParams) -> int:
     """Serve one sandbox until it is shut down; return the exit code."""
+    # `start` writes it too, unless it was killed meanwhile: then `delete` finds us by it.
+    write("shim.pid", str(os.getpid()))
     stdin = params.read_stdin(STDIN_FD)
     os.close(STDIN_FD)
     params.apply_stdin(arguments, stdin)

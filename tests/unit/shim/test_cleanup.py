@@ -210,3 +210,32 @@ def test_delete_after_an_orderly_end_looks_for_nothing(bench: Bench) -> None:
 
     assert answer.exit_status == 128 + signal.SIGKILL
     assert directory.exists()
+
+
+_LATE_DAEMON = """
+import os, socket, sys, time
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+print("listening", flush=True)
+time.sleep(0.2)
+with open(sys.argv[2], "w") as file:
+    file.write(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+def test_delete_ends_a_daemon_that_has_not_written_its_pid_yet(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "shim.sock"
+    (bench.bundle / "address").write_text(f"unix://{path}")
+    words = [str(path), str(bench.bundle / "shim.pid"), "-id", "c1", "run"]
+    daemon = subprocess.Popen([sys.executable, "-c", _LATE_DAEMON, *words], stdout=subprocess.PIPE)
+    bench.processes.append(daemon)
+    with daemon:
+        assert daemon.stdout is not None
+        daemon.stdout.readline()
+
+        bench.delete()
+
+        assert daemon.wait(5) == -signal.SIGKILL
+    assert not path.exists()
