@@ -4,13 +4,16 @@ Built once per session into a folder of the caller's; takes a quarter of a secon
 """
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("guest_init.c")
 
 
-def build(directory: Path) -> Path:
-    """Compile the init and return the path of an initramfs that holds it."""
+def build(directory: Path, files: Mapping[str, Path] | None = None) -> Path:
+    """Compile the init and return the path of an initramfs that holds it, and executable `files` by their
+    names in the guest's root folder.
+    """
     program = directory / "init"
     subprocess.run(
         ["gcc", "-static", "-Os", "-Wall", "-Werror", "-Wno-unused-result", "-o", program, SOURCE],
@@ -21,6 +24,7 @@ def build(directory: Path) -> Path:
         _entry("dev", 0o040755)
         + _entry("dev/console", 0o020600, device=(5, 1))
         + _entry("init", 0o100755, program.read_bytes())
+        + b"".join(_entry(name, 0o100755, path.read_bytes()) for name, path in (files or {}).items())
         + _entry("TRAILER!!!", 0)
     )
     return image

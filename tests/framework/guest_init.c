@@ -17,6 +17,7 @@
 #include <sys/reboot.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
@@ -82,6 +83,44 @@ static void list(const char *path) {
   answer(names);
 }
 
+// A port for what programs print, if there is one: a console drops what its reader is too slow for.
+static FILE *output_port(void) {
+  char path[320], name[32] = "";
+  DIR *ports = opendir("/sys/class/virtio-ports");
+  if (!ports) return NULL;
+  for (struct dirent *port; (port = readdir(ports)) && strcmp(name, "output\n");) {
+    snprintf(path, sizeof(path), "/sys/class/virtio-ports/%s/name", port->d_name);
+    FILE *file = fopen(path, "r");
+    if (file && !fgets(name, sizeof(name), file)) *name = 0;
+    if (file) fclose(file);
+    snprintf(path, sizeof(path), "/dev/%s", port->d_name);
+  }
+  closedir(ports);
+  return strcmp(name, "output\n") ? NULL : fopen(path, "w");
+}
+
+// Runs a program with its words separated by blanks. What it prints comes before the answer.
+static void run(char *program, char *rest) {
+  enum { MAX_WORDS = 32 };
+  char *words[MAX_WORDS] = {program};
+  int status;
+  static FILE *output;
+  if (!output && !(output = output_port())) output = stdout;
+  for (int count = 1; count < MAX_WORDS - 1 && (words[count] = strtok(count > 1 ? NULL : rest, " ")); count++) {}
+  pid_t child = fork();
+  if (child == 0) {
+    dup2(fileno(output), 1);
+    dup2(fileno(output), 2);
+    execv(program, words);
+    perror(program);
+    _exit(127);
+  }
+  while (waitpid(child, &status, 0) != child) {}
+  // A program that was killed in the middle of a line must not hide the answer.
+  fprintf(output, "%s=> exit %d\n", WIFSIGNALED(status) ? "\n" : "", WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status));
+  fflush(output);
+}
+
 static struct sockaddr_vm vsock_address(unsigned cid, unsigned port) {
   struct sockaddr_vm address = {.svm_family = AF_VSOCK, .svm_cid = cid, .svm_port = port};
   return address;
@@ -145,6 +184,7 @@ static void obey(char *line) {
   else if (!strcmp(verb, "wait")) wait_until(first, rest);
   else if (!strcmp(verb, "up")) interface_up(first);
   else if (!strcmp(verb, "now")) now();
+  else if (!strcmp(verb, "run")) run(first, rest);
   else if (!strcmp(verb, "mount")) outcome((mkdir(rest, 0755), mount(first, rest, "virtiofs", 0, NULL)));
   else if (!strcmp(verb, "flood")) { for (int i = atoi(first); i > 0; i--) printf("flood %d\n", i); answer("ok"); }
   else if (!strcmp(verb, "vsock-echo")) vsock_echo(atoi(first));

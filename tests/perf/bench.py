@@ -20,17 +20,13 @@ from tools.cache import Cache
 
 from . import memory
 from .measure import Ratio, interleave, ratio, series
+from .report import say
 
 RUN_BUDGET = 2.0
 START_BUDGET = 2.5
 FILE_MIB = 256
 FILES_TIMEOUT_S = 600.0
 TREE_FILES, TREE_FOLDERS = 20_000, 200
-
-
-def say(text: str) -> None:
-    """Prints one line at once."""
-    print(text, flush=True)  # noqa: T201
 
 
 def run_against_bare_boot(daemon: TestDaemon, rounds: int) -> list[str]:

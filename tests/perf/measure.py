@@ -4,6 +4,9 @@ import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
+
+_T = TypeVar("_T")
 
 # Student's t for a two-sided 95 % interval, by degrees of freedom; beyond the table the normal quantile is
 # near enough.
@@ -22,11 +25,11 @@ class Ratio:
         return f"{self.mean:.2f} (95 % interval {self.low:.2f} to {self.high:.2f})"
 
 
-def interleave(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def interleave(cases: Mapping[str, Callable[[], _T]], rounds: int) -> dict[str, list[_T]]:
     """Runs all cases in turn, `rounds` times after one warm-up; the measured values by case."""
     for case in cases.values():
         case()
-    values: dict[str, list[float]] = {name: [] for name in cases}
+    values: dict[str, list[_T]] = {name: [] for name in cases}
     for number in range(rounds):
         # Every other round goes backwards, so that no case always follows the same one.
         order = list(cases)[:: 1 if number % 2 == 0 else -1]

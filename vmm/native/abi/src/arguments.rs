@@ -3,9 +3,16 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use strato_devices::block::{CacheMode, EngineChoice};
+use strato_devices::fs::passthrough::CachePolicy;
+use strato_devices::{BucketConfig, Limits};
+
 const USAGE: &str = "usage: strato-vhost-device rng --socket PATH [--once]\n\
-       strato-vhost-device block --socket PATH --file PATH [--readonly] [--serial TEXT] [--ignore-flush] [--once]\n\
-       strato-vhost-device vsock --socket PATH --uds PATH --guest-cid N [--max-connections N] [--once]";
+       strato-vhost-device block --socket PATH --file PATH [--readonly] [--serial TEXT] [--cache none|writeback|direct] \
+       [--queues N] [--bandwidth BYTES[:BURST]] [--operations N[:BURST]] [--engine auto|uring|pool] [--once]\n\
+       strato-vhost-device vsock --socket PATH --uds PATH --guest-cid N [--max-connections N] [--once]\n\
+       strato-vhost-device fs --socket PATH --directory PATH [--cache auto|always|none] [--readonly] [--tag TEXT] \
+       [--threads N] [--writeback] [--once]";
 
 const DEFAULT_MAX_CONNECTIONS: usize = 4096;
 
@@ -13,8 +20,33 @@ const DEFAULT_MAX_CONNECTIONS: usize = 4096;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Device {
     Rng,
-    Block { file: PathBuf, readonly: bool, serial: String, ignore_flush: bool },
+    Block(Block),
     Vsock { path: PathBuf, guest_cid: u64, max_connections: usize },
+    Fs(Share),
+}
+
+/// A folder to be shared.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub(crate) directory: PathBuf,
+    pub(crate) cache: CachePolicy,
+    pub(crate) readonly: bool,
+    pub(crate) tag: String,
+    /// None: as many as the device thinks best.
+    pub(crate) threads: Option<usize>,
+    pub(crate) writeback: bool,
+}
+
+/// What is asked of a block device.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Block {
+    pub(crate) file: PathBuf,
+    pub(crate) readonly: bool,
+    pub(crate) serial: String,
+    pub(crate) cache: CacheMode,
+    pub(crate) queues: u16,
+    pub(crate) limits: Limits,
+    pub(crate) engine: EngineChoice,
 }
 
 /// What the command line asks for.
@@ -35,13 +67,39 @@ struct Options {
     file: Option<PathBuf>,
     serial: Option<String>,
     readonly: bool,
-    ignore_flush: bool,
+    cache: CacheMode,
+    queues: Option<u16>,
+    limits: Limits,
+    engine: EngineChoice,
     once: bool,
+    directory: Option<PathBuf>,
+    cache_policy: CachePolicy,
+    tag: Option<String>,
+    threads: Option<usize>,
+    writeback: bool,
 }
 
 fn number<T: std::str::FromStr>(option: &str, word: &OsString) -> Result<T, String> {
     let parsed = word.to_str().and_then(|text| text.parse().ok());
     parsed.ok_or_else(|| format!("{option} needs a number, not {}", word.to_string_lossy()))
+}
+
+fn one_of<T, const N: usize>(option: &str, word: &OsString, known: [(&str, T); N]) -> Result<T, String> {
+    let names = known.each_ref().map(|(name, _)| *name).join(", ");
+    let found = known.into_iter().find(|(name, _)| word.to_str() == Some(name));
+    found
+        .map(|(_, value)| value)
+        .ok_or_else(|| format!("{option} is one of {names}, not {}", word.to_string_lossy()))
+}
+
+/// A rate per second, and after a colon what can be saved up (otherwise as much as one second gives).
+fn limit(option: &str, word: &OsString) -> Result<BucketConfig, String> {
+    let text = word.to_str().unwrap_or_default();
+    let (rate, burst) = text.split_once(':').unwrap_or((text, text));
+    match (rate.parse(), burst.parse()) {
+        (Ok(rate), Ok(burst)) if rate > 0 && burst > 0 => Ok(BucketConfig { rate, burst }),
+        _ => Err(format!("{option} needs a number or two, not {}", word.to_string_lossy())),
+    }
 }
 
 impl Arguments {
@@ -55,7 +113,7 @@ impl Arguments {
             let flag = match name {
                 "--once" => Some(&mut options.once),
                 "--readonly" => Some(&mut options.readonly),
-                "--ignore-flush" => Some(&mut options.ignore_flush),
+                "--writeback" => Some(&mut options.writeback),
                 _ => None,
             };
             if let Some(flag) = flag {
@@ -69,24 +127,66 @@ impl Arguments {
                 "--file" => options.file = Some(value()?.into()),
                 "--serial" => options.serial = Some(value()?.to_string_lossy().into_owned()),
                 "--guest-cid" => options.guest_cid = Some(number(name, &value()?)?),
+                "--cache" if kind == "fs" => {
+                    let known = [
+                        ("auto", CachePolicy::Auto),
+                        ("always", CachePolicy::Always),
+                        ("none", CachePolicy::None),
+                    ];
+                    options.cache_policy = one_of(name, &value()?, known)?;
+                }
+                "--cache" => {
+                    let known = [
+                        ("none", CacheMode::None),
+                        ("writeback", CacheMode::Writeback),
+                        ("direct", CacheMode::Direct),
+                    ];
+                    options.cache = one_of(name, &value()?, known)?;
+                }
+                "--engine" => {
+                    let known = [
+                        ("auto", EngineChoice::Auto),
+                        ("uring", EngineChoice::Uring),
+                        ("pool", EngineChoice::Pool),
+                    ];
+                    options.engine = one_of(name, &value()?, known)?;
+                }
+                "--queues" => options.queues = Some(number(name, &value()?)?),
+                "--bandwidth" => options.limits.bandwidth = Some(limit(name, &value()?)?),
+                "--operations" => options.limits.operations = Some(limit(name, &value()?)?),
                 "--max-connections" => options.max_connections = Some(number(name, &value()?)?),
+                "--directory" => options.directory = Some(value()?.into()),
+                "--tag" => options.tag = Some(value()?.to_string_lossy().into_owned()),
+                "--threads" => options.threads = Some(number(name, &value()?)?),
                 _ => return Err(format!("Unknown argument {}; {USAGE}", word.to_string_lossy())),
             }
         }
         let missing = |name| move || format!("{name} is missing; {USAGE}");
         let device = match kind.to_str() {
             Some("rng") if options.path.is_none() && options.guest_cid.is_none() => Device::Rng,
-            Some("block") => Device::Block {
+            Some("block") => Device::Block(Block {
                 file: options.file.ok_or_else(missing("--file"))?,
                 readonly: options.readonly,
                 serial: options.serial.unwrap_or_default(),
-                ignore_flush: options.ignore_flush,
-            },
+                cache: options.cache,
+                queues: options.queues.unwrap_or(1),
+                limits: options.limits,
+                engine: options.engine,
+            }),
             Some("vsock") => Device::Vsock {
                 path: options.path.ok_or_else(missing("--uds"))?,
                 guest_cid: options.guest_cid.ok_or_else(missing("--guest-cid"))?,
                 max_connections: options.max_connections.unwrap_or(DEFAULT_MAX_CONNECTIONS),
             },
+            Some("fs") => Device::Fs(Share {
+                directory: options.directory.ok_or_else(missing("--directory"))?,
+                cache: options.cache_policy,
+                readonly: options.readonly,
+                // Front ends such as QEMU have a tag of their own and never ask for this one.
+                tag: options.tag.unwrap_or_else(|| "share".into()),
+                threads: options.threads,
+                writeback: options.writeback,
+            }),
             _ => return Err(format!("No such device or options: {}; {USAGE}", kind.to_string_lossy())),
         };
         Ok(Self { device, socket: options.socket.ok_or_else(missing("--socket"))?, once: options.once })
@@ -105,9 +205,35 @@ mod tests {
     fn complete_lines_are_understood() {
         let rng = Arguments { device: Device::Rng, socket: "/s".into(), once: true };
         assert_eq!(parse("rng --socket /s --once"), Ok(rng));
+        let block = Device::Block(Block {
+            file: "/f".into(),
+            readonly: true,
+            serial: "x".into(),
+            cache: CacheMode::Direct,
+            queues: 4,
+            limits: Limits {
+                bandwidth: Some(BucketConfig { rate: 1000, burst: 1000 }),
+                operations: Some(BucketConfig { rate: 10, burst: 20 }),
+            },
+            engine: EngineChoice::Pool,
+        });
+        let line = "block --file /f --readonly --serial x --cache direct --queues 4 --bandwidth 1000 \
+                    --operations 10:20 --engine pool --socket /s";
+        assert_eq!(parse(line).map(|found| found.device), Ok(block));
         let device = Device::Vsock { path: "/u".into(), guest_cid: 3, max_connections: 9 };
         let vsock = Arguments { device, socket: "/s".into(), once: false };
         assert_eq!(parse("vsock --uds /u --guest-cid 3 --socket /s --max-connections 9"), Ok(vsock));
+        let share = Share {
+            directory: "/d".into(),
+            cache: CachePolicy::None,
+            readonly: true,
+            tag: "root".into(),
+            threads: Some(3),
+            writeback: true,
+        };
+        let fs = Arguments { device: Device::Fs(share), socket: "/s".into(), once: false };
+        let line = "fs --socket /s --directory /d --cache none --readonly --tag root --threads 3 --writeback";
+        assert_eq!(parse(line), Ok(fs));
     }
 
     #[test]
@@ -121,6 +247,11 @@ mod tests {
             ("vsock --socket /s --uds /u", "--guest-cid is missing"),
             ("vsock --socket /s --uds /u --guest-cid three", "not three"),
             ("block --socket /s", "--file is missing"),
+            ("fs --socket /s", "--directory is missing"),
+            ("fs --socket /s --directory /d --cache never", "auto, always, none, not never"),
+            ("block --cache back", "none, writeback, direct, not back"),
+            ("block --operations 0", "--operations needs a number"),
+            ("block --bandwidth 5:x", "not 5:x"),
             ("vsock --frob", "--frob"),
         ] {
             let message = parse(line).unwrap_err();

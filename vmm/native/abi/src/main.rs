@@ -7,15 +7,20 @@ mod arguments;
 
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::ExitCode;
+use std::sync::Arc;
 
-use strato_devices::block::{Block, BlockConfig, Disk, FlushPolicy};
+use strato_devices::block::{Block, BlockConfig};
+use strato_devices::fs::passthrough::{Passthrough, PassthroughConfig, Root, ShareConfig};
+use strato_devices::fs::{Fs, FsConfig};
 use strato_devices::rng::{Rng, RngConfig};
 use strato_devices::vsock::{Vsock, VsockConfig};
 use strato_vhost_user::Server;
 use strato_virtio::DeviceCore;
+use strato_vmm::device::chain;
 
-use self::arguments::{Arguments, Device};
+use self::arguments::{Arguments, Device, Share};
 
 /// A wrong command line, as in sysexits.h.
 const EXIT_USAGE: u8 = 64;
@@ -50,11 +55,17 @@ fn abort_on_panic() {
 fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let core: Box<dyn DeviceCore> = match &arguments.device {
         Device::Rng => Box::new(Rng::new(RngConfig::default())?),
-        Device::Block { file, readonly, serial, ignore_flush } => {
-            let file = OpenOptions::new().read(true).write(!readonly).open(file)?;
-            let flush = if *ignore_flush { FlushPolicy::Ignore } else { FlushPolicy::Sync };
-            let disk = Disk::new(file, flush)?;
-            Box::new(Block::new(BlockConfig { disk, readonly: *readonly, serial: serial.clone() })?)
+        Device::Block(block) => {
+            let file = OpenOptions::new().read(true).write(!block.readonly).open(&block.file)?;
+            Box::new(Block::new(BlockConfig {
+                file,
+                cache: block.cache,
+                readonly: block.readonly,
+                serial: block.serial.clone(),
+                num_queues: block.queues,
+                limits: block.limits,
+                engine: block.engine,
+            })?)
         }
         Device::Vsock { path, guest_cid, max_connections } => {
             // One descriptor for each stream, and some for the process itself.
@@ -64,6 +75,11 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
                 path: path.clone(),
                 max_connections: *max_connections,
             })?)
+        }
+        Device::Fs(share) => {
+            // One descriptor for each file that the guest knows of.
+            raise_descriptor_limit(u64::MAX);
+            fs(share)?
         }
     };
     let server = Server::new(&arguments.socket, core)?;
@@ -76,6 +92,23 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+fn fs(share: &Share) -> Result<Box<dyn DeviceCore>, Box<dyn std::error::Error>> {
+    let directory = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(&share.directory)?;
+    let shared =
+        ShareConfig { cache: share.cache, readonly: share.readonly, ..ShareConfig::new(directory.into()) };
+    let host = Passthrough::new(PassthroughConfig::new(Root::Directory(shared))?)?;
+    let mut config = FsConfig {
+        tag: share.tag.clone(),
+        cache: share.cache,
+        writeback: share.writeback,
+        ..FsConfig::default()
+    };
+    if let Some(threads) = share.threads {
+        config.threads = threads;
+    }
+    Ok(Box::new(Fs::new(config, Arc::new(host))?))
+}
+
 /// Raises the soft limit of open files to `wanted`, or as far as the hard limit lets it.
 fn raise_descriptor_limit(wanted: u64) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
@@ -86,17 +119,6 @@ fn raise_descriptor_limit(wanted: u64) {
     limit.rlim_cur = wanted.min(limit.rlim_max);
     // SAFETY: as above. If it fails, fewer streams fit, and those beyond wait for their turn.
     unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 fn log(line: &str) {

@@ -1,234 +1,198 @@
-//! The block device core.
+//! The block device core: configuration, features, life cycle. The work itself is in `serve`.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use strato_virtio::record::RecordError;
 use strato_virtio::{
-    Chain, ConfigSpace, DeviceCore, DeviceFault, DeviceInfo, DeviceIo, GuestBuffers, Progress, RING_FEATURES,
-    RunningRing,
+    ConfigSpace, DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Interest, Progress, RING_FEATURES, Ready,
 };
 
-use super::backend::Disk;
+use super::backend::{CacheMode, Disk};
+use super::control::BlockControl;
+use super::engine::{self, Engine, EngineChoice};
 use super::metrics::BlockMetrics;
-use super::queue::{self, HEADER_LEN, ID_LEN, MAX_RANGE_SECTORS, MAX_RANGES, Request, SECTOR, Status};
-use super::state;
+use super::queue::{
+    ID_LEN, MAX_DISCARD_RANGES, MAX_DISCARD_SECTORS, MAX_ZERO_RANGES, MAX_ZERO_SECTORS, SECTOR,
+};
+use super::serve::{MAX_IN_FLIGHT, Server};
+use super::state::{self, Saved};
+use crate::limits::{Limiter, Limits};
 
 const DEVICE_TYPE: u32 = 2;
-const REQUEST_QUEUE: u16 = 0;
 const QUEUE_SIZE: u16 = 256;
+const MAX_QUEUES: u16 = 64;
 const CONFIG_LEN: u32 = 60;
+/// Where the driver writes which kind of cache it wants.
+const WRITEBACK_OFFSET: u32 = 32;
 
 /// Feature bits (virtio 1.2, 5.2.3).
 const VIRTIO_BLK_F_SEG_MAX: u64 = 1 << 2;
 const VIRTIO_BLK_F_RO: u64 = 1 << 5;
 const VIRTIO_BLK_F_BLK_SIZE: u64 = 1 << 6;
 const VIRTIO_BLK_F_FLUSH: u64 = 1 << 9;
+const VIRTIO_BLK_F_TOPOLOGY: u64 = 1 << 10;
+const VIRTIO_BLK_F_CONFIG_WCE: u64 = 1 << 11;
+const VIRTIO_BLK_F_MQ: u64 = 1 << 12;
 const VIRTIO_BLK_F_DISCARD: u64 = 1 << 13;
 const VIRTIO_BLK_F_WRITE_ZEROES: u64 = 1 << 14;
 
-/// VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
-const FLAG_UNMAP: u32 = 1;
+const ENGINE_TOKEN: u64 = 0;
+const TIMER_TOKEN: u64 = 1;
+const CONTROL_TOKEN: u64 = 2;
 
 /// What a block device is told.
 #[derive(Debug)]
 pub struct BlockConfig {
-    /// The disk.
-    pub disk: Disk,
+    /// A regular file or a block device, opened for writing unless `readonly`. Byte n of it is byte n of the
+    /// disk.
+    pub file: File,
+    /// What a flush does.
+    pub cache: CacheMode,
     /// Whether writes are refused.
     pub readonly: bool,
     /// Identification, at most 20 bytes.
     pub serial: String,
+    /// Number of request queues, from 1 on. More than one is of use with a vCPU for each.
+    pub num_queues: u16,
+    /// Reads and writes together; can be changed later.
+    pub limits: Limits,
+    /// How requests are carried out.
+    pub engine: EngineChoice,
+}
+
+impl BlockConfig {
+    /// A disk that can be written, with one queue and no limits.
+    pub fn new(file: File) -> Self {
+        Self {
+            file,
+            cache: CacheMode::default(),
+            readonly: false,
+            serial: String::new(),
+            num_queues: 1,
+            limits: Limits::default(),
+            engine: EngineChoice::default(),
+        }
+    }
+}
+
+/// What is left of the configuration once there are a disk and an engine.
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) readonly: bool,
+    pub(super) serial: String,
+    pub(super) num_queues: u16,
+    pub(super) limits: Limits,
 }
 
 /// The block device.
 pub struct Block {
     info: DeviceInfo,
-    config: BlockConfig,
-    chain: Chain,
-    metrics: Arc<BlockMetrics>,
+    server: Server,
+    control: BlockControl,
+    features: u64,
+    /// What the driver wrote into the configuration, if it did.
+    writeback: Option<bool>,
 }
 
 impl Block {
     /// A device on the configured disk.
     ///
     /// # Errors
-    /// The serial is too long.
+    /// The serial is too long, the number of queues is impossible, the file is no disk, or the host has not
+    /// what the configuration asks for.
     pub fn new(config: BlockConfig) -> io::Result<Self> {
+        let refused = |text: String| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         if config.serial.len() > ID_LEN {
-            let text = format!("Serial {:?} has more than {ID_LEN} bytes", config.serial);
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+            return refused(format!("Serial {:?} has more than {ID_LEN} bytes", config.serial));
         }
-        let mut features = RING_FEATURES | VIRTIO_BLK_F_SEG_MAX | VIRTIO_BLK_F_BLK_SIZE | VIRTIO_BLK_F_FLUSH;
+        if !(1..=MAX_QUEUES).contains(&config.num_queues) {
+            return refused(format!("A disk has 1 to {MAX_QUEUES} queues, not {}", config.num_queues));
+        }
+        let disk = Disk::new(config.file, config.cache)?;
+        let engine = engine::create(config.engine, &disk, MAX_IN_FLIGHT)?;
+        let settings = Settings {
+            readonly: config.readonly,
+            serial: config.serial,
+            num_queues: config.num_queues,
+            limits: config.limits,
+        };
+        Self::assemble(settings, disk, engine)
+    }
+
+    pub(super) fn assemble(config: Settings, disk: Disk, engine: Box<dyn Engine>) -> io::Result<Self> {
+        let control = BlockControl::new(&disk.file, disk.geometry.logical)?;
+        let metrics = Arc::new(BlockMetrics::default());
+        metrics.uring.store(u64::from(engine.choice() == EngineChoice::Uring), Ordering::Relaxed);
+        let mut features = RING_FEATURES
+            | VIRTIO_BLK_F_SEG_MAX
+            | VIRTIO_BLK_F_BLK_SIZE
+            | VIRTIO_BLK_F_TOPOLOGY
+            | VIRTIO_BLK_F_FLUSH
+            | VIRTIO_BLK_F_CONFIG_WCE;
         features |=
             if config.readonly { VIRTIO_BLK_F_RO } else { VIRTIO_BLK_F_DISCARD | VIRTIO_BLK_F_WRITE_ZEROES };
+        if config.num_queues > 1 {
+            features |= VIRTIO_BLK_F_MQ;
+        }
+        let mut server =
+            Server::new(disk, engine, Limiter::new(config.limits), usize::from(config.num_queues), metrics)?;
+        server.readonly = config.readonly;
+        server.serial = config.serial;
         Ok(Self {
             info: DeviceInfo {
                 device_type: DEVICE_TYPE,
                 name: "block",
                 features,
-                queue_sizes: vec![QUEUE_SIZE],
+                queue_sizes: vec![QUEUE_SIZE; usize::from(config.num_queues)],
                 config_len: CONFIG_LEN,
             },
-            config,
-            chain: Chain::new(),
-            metrics: Arc::default(),
+            server,
+            control,
+            features: 0,
+            writeback: None,
         })
     }
 
     /// The device's counters.
     pub fn metrics(&self) -> Arc<BlockMetrics> {
-        Arc::clone(&self.metrics)
+        Arc::clone(&self.server.metrics)
     }
 
-    /// Carries a request out; returns its answer and how many data bytes were written to the guest.
-    fn carry_out(&self, ring: &RunningRing<'_>, chain: &Chain, request: Request) -> (Status, u32) {
-        let outcome = match request {
-            Request::Read { sector, len } => self.read(ring, chain, sector, len),
-            Request::Write { .. } | Request::Discard { .. } | Request::WriteZeroes { .. }
-                if self.config.readonly =>
-            {
-                Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    /// The handle for changes while the device runs.
+    pub fn control(&self) -> BlockControl {
+        self.control.clone()
+    }
+
+    /// Whether a write may be answered before it is on the medium (virtio 1.2, 5.2.6.2).
+    fn writeback(&self) -> bool {
+        self.writeback.unwrap_or(self.features == 0 || self.features & VIRTIO_BLK_F_FLUSH != 0)
+    }
+
+    fn settle_durability(&mut self) {
+        // A disk that ignores flushes makes no promise that a driver without flushes could rely on.
+        self.server.durable = !self.writeback() && self.server.disk.cache != CacheMode::None;
+    }
+
+    fn take_changes(&mut self, io: &mut DeviceIo<'_>) {
+        let changes = self.control.take();
+        if let Some(limits) = changes.limits {
+            self.server.set_limits(limits);
+        }
+        if let Some(sectors) = changes.sectors {
+            if sectors < self.server.disk.sectors {
+                // What is in flight was admitted by the old size.
+                self.server.drain(io);
             }
-            Request::Write { sector, len } => self.write(ring, chain, sector, len),
-            Request::Flush => {
-                BlockMetrics::add(&self.metrics.flushes, 1);
-                self.config.disk.flush().map(|()| 0)
+            if sectors != self.server.disk.sectors {
+                self.server.disk.sectors = sectors;
+                io.notify_config();
             }
-            Request::Identify => self.identify(ring, chain),
-            Request::Discard { ranges } => self.ranges(ring, chain, ranges, |disk, offset, len, flags| {
-                if flags != 0 { Err(io::ErrorKind::Unsupported.into()) } else { disk.discard(offset, len) }
-            }),
-            Request::WriteZeroes { ranges } => {
-                self.ranges(ring, chain, ranges, |disk, offset, len, flags| {
-                    if flags & !FLAG_UNMAP != 0 {
-                        Err(io::ErrorKind::Unsupported.into())
-                    } else {
-                        disk.write_zeroes(offset, len, flags & FLAG_UNMAP != 0)
-                    }
-                })
-            }
-            Request::Unknown => Err(io::ErrorKind::Unsupported.into()),
-            Request::Malformed => Err(io::ErrorKind::InvalidInput.into()),
-        };
-        match outcome {
-            Ok(written) => (Status::Ok, written),
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => (Status::Unsupported, 0),
-            Err(_) => (Status::IoError, 0),
         }
     }
-
-    /// The byte offset of a range that lies wholly on the disk.
-    fn on_disk(&self, sector: u64, sectors: u64) -> io::Result<u64> {
-        let end = sector.checked_add(sectors).ok_or(io::ErrorKind::InvalidInput)?;
-        if end > self.config.disk.sectors() {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        // The disk's size in bytes fits, so this does.
-        Ok(sector * SECTOR)
-    }
-
-    fn read(&self, ring: &RunningRing<'_>, chain: &Chain, sector: u64, len: u32) -> io::Result<u32> {
-        let start = self.on_disk(sector, u64::from(len) / SECTOR)?;
-        let mut done = 0;
-        while done < len {
-            let mut buffers = GuestBuffers::new(ring.ram());
-            buffers.push_writable(chain, done, (len - done) as usize).map_err(io::Error::other)?;
-            match buffers.read_file_at(self.config.disk.fd(), file_offset(start, done)?) {
-                // The file became shorter behind our back.
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => done += count as u32,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        BlockMetrics::add(&self.metrics.read_bytes, u64::from(len));
-        Ok(len)
-    }
-
-    fn write(&self, ring: &RunningRing<'_>, chain: &Chain, sector: u64, len: u32) -> io::Result<u32> {
-        let start = self.on_disk(sector, u64::from(len) / SECTOR)?;
-        let mut done = 0;
-        while done < len {
-            let mut buffers = GuestBuffers::new(ring.ram());
-            buffers
-                .push_readable(chain, HEADER_LEN + done, (len - done) as usize)
-                .map_err(io::Error::other)?;
-            match buffers.write_file_at(self.config.disk.fd(), file_offset(start, done)?) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => done += count as u32,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        BlockMetrics::add(&self.metrics.written_bytes, u64::from(len));
-        Ok(0)
-    }
-
-    fn identify(&self, ring: &RunningRing<'_>, chain: &Chain) -> io::Result<u32> {
-        let mut id = [0; ID_LEN];
-        for (to, from) in id.iter_mut().zip(self.config.serial.bytes()) {
-            *to = from;
-        }
-        ring.write(chain, 0, &id).map_err(io::Error::other)?;
-        Ok(ID_LEN as u32)
-    }
-
-    fn ranges(
-        &self,
-        ring: &RunningRing<'_>,
-        chain: &Chain,
-        count: u32,
-        act: fn(&Disk, u64, u64, u32) -> io::Result<()>,
-    ) -> io::Result<u32> {
-        for index in 0..count {
-            let range = queue::range(ring, chain, index).ok_or(io::ErrorKind::InvalidInput)?;
-            if range.sectors > MAX_RANGE_SECTORS {
-                return Err(io::ErrorKind::InvalidInput.into());
-            }
-            let offset = self.on_disk(range.sector, u64::from(range.sectors))?;
-            if range.sectors > 0 {
-                act(&self.config.disk, offset, u64::from(range.sectors) * SECTOR, range.flags)?;
-            }
-        }
-        Ok(0)
-    }
-
-    fn serve(&mut self, io: &mut DeviceIo<'_>) -> Result<Progress, DeviceFault> {
-        let Some(mut ring) = io.ring(REQUEST_QUEUE) else { return Ok(Progress::Idle) };
-        ring.suppress_kicks()?;
-        let mut chain = std::mem::take(&mut self.chain);
-        for _ in 0..QUEUE_SIZE {
-            if !ring.pop(&mut chain)? {
-                if ring.allow_kicks()? {
-                    continue;
-                }
-                self.chain = chain;
-                return Ok(Progress::Idle);
-            }
-            let written = match queue::parse(&ring, &chain) {
-                Some(request) => {
-                    let (status, written) = self.carry_out(&ring, &chain, request);
-                    let last = chain.writable_len() - 1;
-                    ring.write(&chain, last, &[status as u8]).map_err(|error| ring.fault(error))?;
-                    BlockMetrics::add(&self.metrics.errors, u64::from(status != Status::Ok));
-                    // The status byte is the last; between it and short data nothing was written.
-                    if written == last { written + 1 } else { written.max(1) }
-                }
-                None => 0,
-            };
-            BlockMetrics::add(&self.metrics.requests, 1);
-            ring.complete(chain.head(), written)?;
-            // Each answer at once: the next request may take long.
-            ring.notify()?;
-        }
-        self.chain = chain;
-        Ok(Progress::Again)
-    }
-}
-
-fn file_offset(start: u64, done: u32) -> io::Result<i64> {
-    i64::try_from(start + u64::from(done)).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
 impl DeviceCore for Block {
@@ -236,43 +200,106 @@ impl DeviceCore for Block {
         &self.info
     }
 
+    fn attach(&mut self, io: &mut DeviceIo<'_>) -> io::Result<()> {
+        io.events.add(self.server.engine_fd(), ENGINE_TOKEN, Interest::Readable)?;
+        io.events.add(self.server.timer_fd(), TIMER_TOKEN, Interest::Readable)?;
+        io.events.add(self.control.wake().as_raw_fd(), CONTROL_TOKEN, Interest::Readable)
+    }
+
     fn config(&self) -> ConfigSpace {
+        let disk = &self.server.disk;
+        let geometry = disk.geometry;
+        let physical_exp = (geometry.physical / geometry.logical).trailing_zeros() as u8;
+        let blocks = |bytes: u32| bytes / geometry.logical;
         let mut space = Vec::with_capacity(CONFIG_LEN as usize);
-        space.extend(self.config.disk.sectors().to_le_bytes());
+        space.extend(disk.sectors.to_le_bytes());
         space.extend(0u32.to_le_bytes()); // size_max: not offered
         space.extend((u32::from(QUEUE_SIZE) - 2).to_le_bytes()); // seg_max: all but header and status
         space.extend([0; 4]); // geometry: not offered
-        space.extend((SECTOR as u32).to_le_bytes()); // blk_size
-        space.extend([0; 8]); // topology: not offered
-        space.extend([0; 4]); // writeback, unused, num_queues: not offered
-        space.extend(MAX_RANGE_SECTORS.to_le_bytes()); // max_discard_sectors
-        space.extend(MAX_RANGES.to_le_bytes()); // max_discard_seg
-        space.extend(8u32.to_le_bytes()); // discard_sector_alignment: a page
-        space.extend(MAX_RANGE_SECTORS.to_le_bytes()); // max_write_zeroes_sectors
-        space.extend(MAX_RANGES.to_le_bytes()); // max_write_zeroes_seg
+        space.extend(geometry.logical.to_le_bytes()); // blk_size
+        space.extend([physical_exp, 0]); // alignment_offset: none
+        space.extend(u16::try_from(blocks(geometry.physical)).unwrap_or(0).to_le_bytes()); // min_io_size
+        space.extend(blocks(geometry.optimal).to_le_bytes()); // opt_io_size
+        space.extend([u8::from(self.writeback()), 0]);
+        space.extend((self.info.queue_sizes.len() as u16).to_le_bytes()); // num_queues
+        space.extend(MAX_DISCARD_SECTORS.to_le_bytes());
+        space.extend(MAX_DISCARD_RANGES.to_le_bytes());
+        space.extend((geometry.physical / SECTOR as u32).to_le_bytes()); // discard_sector_alignment
+        space.extend(MAX_ZERO_SECTORS.to_le_bytes());
+        space.extend(MAX_ZERO_RANGES.to_le_bytes());
         space.extend([1, 0, 0, 0]); // write_zeroes_may_unmap
         ConfigSpace::new(space)
     }
 
-    fn process_queue(&mut self, io: &mut DeviceIo<'_>, _queue: u16) -> Result<Progress, DeviceFault> {
-        self.serve(io)
+    fn write_config(&mut self, offset: u32, data: &[u8]) {
+        if let (WRITEBACK_OFFSET, [value @ (0 | 1)]) = (offset, data) {
+            self.writeback = Some(*value == 1);
+            self.settle_durability();
+        }
+    }
+
+    fn set_features(&mut self, features: u64) {
+        self.features = features;
+        if features & VIRTIO_BLK_F_CONFIG_WCE == 0 {
+            self.writeback = None;
+        }
+        self.settle_durability();
+    }
+
+    fn queue_started(&mut self, _io: &mut DeviceIo<'_>, queue: u16, _resumed: bool) {
+        self.server.queue_started(queue);
+    }
+
+    fn process_queue(&mut self, io: &mut DeviceIo<'_>, queue: u16) -> Result<Progress, DeviceFault> {
+        self.server.look_into(queue);
+        self.server.work(io)
+    }
+
+    fn process_event(
+        &mut self,
+        io: &mut DeviceIo<'_>,
+        token: u64,
+        _ready: Ready,
+    ) -> Result<Progress, DeviceFault> {
+        match token {
+            TIMER_TOKEN => self.server.timer_expired(),
+            CONTROL_TOKEN => self.take_changes(io),
+            _ => {}
+        }
+        self.server.work(io)
     }
 
     fn resume(&mut self, io: &mut DeviceIo<'_>) -> Result<Progress, DeviceFault> {
-        self.serve(io)
+        self.server.work(io)
     }
 
-    fn reset(&mut self, _io: &mut DeviceIo<'_>) {}
+    fn drain(&mut self, io: &mut DeviceIo<'_>) {
+        self.server.drain(io);
+    }
+
+    fn cancel(&mut self, _io: &mut DeviceIo<'_>) {
+        self.server.cancel();
+    }
+
+    fn reset(&mut self, _io: &mut DeviceIo<'_>) {
+        self.features = 0;
+        self.writeback = None;
+        self.settle_durability();
+        self.server.reset();
+    }
 
     fn save(&self) -> Vec<u8> {
-        state::save(self.config.disk.sectors())
+        state::save(Saved { sectors: self.server.disk.sectors, writeback: self.writeback })
     }
 
     fn restore(&mut self, record: &[u8]) -> Result<(), RecordError> {
+        let saved = state::restore(record)?;
         // A driver never expects its disk to have shrunk or grown while it slept.
-        if state::restore(record)? != self.config.disk.sectors() {
+        if saved.sectors != self.server.disk.sectors {
             return Err(RecordError::Value("capacity of the disk"));
         }
+        self.writeback = saved.writeback;
+        self.settle_durability();
         Ok(())
     }
 }

@@ -12,10 +12,13 @@ pub(super) const RANGE_LEN: u32 = 16;
 /// Length of the identification.
 pub(super) const ID_LEN: usize = 20;
 
-/// Ranges in one discard or write-zeroes request; told in the configuration.
-pub(super) const MAX_RANGES: u32 = 32;
-/// Sectors in one range; told in the configuration.
-pub(super) const MAX_RANGE_SECTORS: u32 = 1 << 21;
+/// Ranges in one discard request and sectors in one range; told in the configuration.
+pub(super) const MAX_DISCARD_RANGES: u32 = 32;
+pub(super) const MAX_DISCARD_SECTORS: u32 = 1 << 21;
+/// The same for write-zeroes. Smaller: a file system that cannot do it makes it real writes, and a pause waits
+/// for one request of each place in the queue.
+pub(super) const MAX_ZERO_RANGES: u32 = 1;
+pub(super) const MAX_ZERO_SECTORS: u32 = 1 << 17;
 
 /// Answer of the device (virtio 1.2, 5.2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +29,7 @@ pub(super) enum Status {
 }
 
 /// What the guest asks for, copied and checked as far as the chain alone tells.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Request {
     Read {
         sector: u64,
@@ -44,6 +47,7 @@ pub(super) enum Request {
     WriteZeroes {
         ranges: u32,
     },
+    #[default]
     Unknown,
     /// Lengths that do not fit the operation.
     Malformed,
@@ -58,9 +62,9 @@ pub(super) fn parse(ring: &RunningRing<'_>, chain: &Chain) -> Option<Request> {
     let (operation, rest) = raw.split_first_chunk::<4>()?;
     let sector = u64::from_le_bytes(*rest.last_chunk::<8>()?);
     let whole = |len: u32| u64::from(len).is_multiple_of(SECTOR) && len > 0;
-    let ranges = |make: fn(u32) -> Request| {
+    let ranges = |most: u32, make: fn(u32) -> Request| {
         let count = readable / RANGE_LEN;
-        if readable.is_multiple_of(RANGE_LEN) && (1..=MAX_RANGES).contains(&count) {
+        if readable.is_multiple_of(RANGE_LEN) && (1..=most).contains(&count) {
             make(count)
         } else {
             Request::Malformed
@@ -73,8 +77,8 @@ pub(super) fn parse(ring: &RunningRing<'_>, chain: &Chain) -> Option<Request> {
         4 => Request::Flush,
         8 if writable as usize >= ID_LEN => Request::Identify,
         8 => Request::Malformed,
-        11 => ranges(|ranges| Request::Discard { ranges }),
-        13 => ranges(|ranges| Request::WriteZeroes { ranges }),
+        11 => ranges(MAX_DISCARD_RANGES, |ranges| Request::Discard { ranges }),
+        13 => ranges(MAX_ZERO_RANGES, |ranges| Request::WriteZeroes { ranges }),
         _ => Request::Unknown,
     })
 }

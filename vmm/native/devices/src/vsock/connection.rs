@@ -59,6 +59,7 @@ pub(super) struct Connection {
     fwd_cnt: Wrapping<u32>,
     fwd_cnt_told: Wrapping<u32>,
     guest_sends_no_more: bool,
+    end_passed_on: bool,
     host_takes_no_more: bool,
     writable: bool,
 
@@ -90,6 +91,7 @@ impl Connection {
             fwd_cnt: Wrapping(0),
             fwd_cnt_told: Wrapping(0),
             guest_sends_no_more: false,
+            end_passed_on: false,
             host_takes_no_more: false,
             writable: true,
             rx_cnt: Wrapping(0),
@@ -222,8 +224,11 @@ impl Connection {
             // acknowledgement.
             self.stream = None;
             self.due.reset = self.ports.is_some();
-        } else if let Some(stream) = &self.stream {
-            // Fails only if the other side is gone, which the next event tells.
+        } else if let Some(stream) = &self.stream
+            && !std::mem::replace(&mut self.end_passed_on, true)
+        {
+            // Once only: each call wakes this side too, which would come here again. Fails only if the other
+            // side is gone, which the next event tells.
             let _ = stream.shutdown(Shutdown::Write);
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use strato_virtio::{RING_FEATURES, RingStart, VIRTIO_F_EVENT_IDX};
 use vm_memory::{Bytes, GuestAddress};
 
+use super::super::queue::SHUTDOWN_SEND;
 use super::super::{Header, Op};
 use super::guest::{Folder, Guest, packet, uds, uds_for};
 
@@ -257,6 +258,13 @@ fn stalled_streams_cost_no_wake_ups() {
     while guest.turn() {}
     for _ in 0..10 {
         assert!(!guest.turn(), "the device woke up for a stream that cannot move");
+    }
+    // Nor does one that the guest has half closed.
+    guest.send(Header { flags: SHUTDOWN_SEND, ..packet(Op::Shutdown, PORT, GUEST_PORT) }, &[]);
+    guest.kick();
+    while guest.turn() {}
+    for _ in 0..10 {
+        assert!(!guest.turn(), "the device woke up for a half-closed stream");
     }
     // Nor does one whose host program is gone while the guest still has data to take.
     drop(host);

@@ -1,0 +1,68 @@
+"""Where our fs core may differ from C virtiofsd: only in what it does as the host itself does and virtiofsd
+does not. A difference that is not listed here, or that is not what the host gives, fails its test.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .cases import Case, name_lines
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """Cases (a pattern for their names) in which virtiofsd is not the measure, and why."""
+
+    cases: str
+    reason: str
+
+
+IMPROVEMENTS = (
+    Improvement(r"tmpfile/", "virtiofsd 7.2 does not know FUSE_TMPFILE"),
+    Improvement(r"make/.*/member/", "virtiofsd makes entries without the caller's supplementary groups"),
+    Improvement(r"permission/.*/member", "as above"),
+    Improvement(
+        r"(open|truncate|write|chown|copy|fallocate|capability)/", "virtiofsd leaves set-id bits to the guest"
+    ),
+    Improvement(r"chmod/foreign-group/", "virtiofsd leaves set-group-id to the guest"),
+    Improvement(r"statx/basic", "virtiofsd does not tell the time of birth (FUSE_STATX)"),
+    Improvement(
+        r"attribute/trusted/", "virtiofsd lacks CAP_SYS_ADMIN; so do we, but an honest answer may differ"
+    ),
+    Improvement(r"random/", "sums of the above"),
+)
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Results by line of the script: of our server, of virtiofsd, and of the host's own file system."""
+
+    ours: Mapping[int, str]
+    reference: Mapping[int, str]
+    native: Mapping[int, str]
+
+
+def parse(output: str) -> dict[int, str]:
+    """The results that guest/script.c printed, by line."""
+    pairs = (line.partition(" ") for line in output.splitlines())
+    return {int(number): result.strip() for number, _, result in pairs if number.isdigit()}
+
+
+def unexplained(cases: Sequence[Case], traces: Traces) -> list[str]:
+    """One line for each difference that no improvement explains."""
+    found = []
+    for number, (name, call) in name_lines(cases).items():
+        results = [trace.get(number, "nothing") for trace in (traces.ours, traces.reference, traces.native)]
+        ours, reference, native = results
+        if ours == reference or (
+            ours == native and any(re.match(entry.cases, name) for entry in IMPROVEMENTS)
+        ):
+            continue
+        found.append(
+            f"{name}: {_clip(call)}: ours {_clip(ours)}, virtiofsd {_clip(reference)}, host {_clip(native)}"
+        )
+    return found
+
+
+def _clip(text: str, limit: int = 120) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}…"
