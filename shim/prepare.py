@@ -210,6 +210,7 @@ class Preparation:
 
         self.cgroup = cgroups.SandboxCgroup(self.plan.host_cgroup, container_id)
         self.cgroup.create(cpus=self.plan.cpuset_cpus, mems=self.plan.cpuset_mems)
+        self._save_cgroups()
         self.shared = storage.SharedDirectory(self.layout.shared)
         self.shared.prepare()
         self.holder_pid = launch.start_holder(
@@ -225,6 +226,12 @@ class Preparation:
             self._tap_fds = [tap.fd for tap in self.taps]
         finally:
             os.close(netns_fd)
+
+    def _save_cgroups(self) -> None:
+        # All else dies with this process; these must be found by `delete`, also before Sandbox writes its state.
+        file = state.StateFile(self.layout.root)
+        file.data.update(shim=state.process_entry(os.getpid()), cgroups=list(self.cgroup.created))
+        file.save()
 
     def _spawn_vmm(self, vcpus: int, memory_mib: int) -> None:
         from vmm import paths
