@@ -228,7 +228,7 @@ class Preparation:
             os.close(netns_fd)
 
     def _save_cgroups(self) -> None:
-        # All else dies with this process; these must be found by `delete`, also before Sandbox writes its state.
+        # All else dies with this process; `delete` must find these also before Sandbox writes its state.
         file = state.StateFile(self.layout.root)
         file.data.update(shim=state.process_entry(os.getpid()), cgroups=list(self.cgroup.created))
         file.save()
