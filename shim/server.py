@@ -109,7 +109,8 @@ async def _serve(preparation: Preparation) -> None:
 
 
 async def _end_if_abandoned(sandbox: Sandbox, ending: object) -> None:
-    # containerd calls Shutdown or `delete` after a failure; this is for when containerd itself is gone.
+    # containerd calls Shutdown or `delete` after a failure; this is for when containerd itself is gone, or its
+    # `start` was killed after it had started us.
     import asyncio
 
     assert isinstance(ending, asyncio.Event)
@@ -118,11 +119,11 @@ async def _end_if_abandoned(sandbox: Sandbox, ending: object) -> None:
     while True:
         await asyncio.sleep(5.0)
         failed = sandbox.failure is not None or sandbox.preparation.error is not None
-        if not failed or not sandbox.idle:
+        if not (failed or sandbox.unused) or not sandbox.idle:
             idle_since = None
         elif idle_since is None:
             idle_since = loop.time()
         elif loop.time() - idle_since > ABANDONED_AFTER_S:
-            _log.info("nobody ended the failed sandbox")
+            _log.info("nobody ended the failed or unused sandbox")
             ending.set()
             return

@@ -86,6 +86,8 @@ def test_death_while_a_container_is_being_created_leaves_nothing(daemon: TestDae
     name = ctr.new_id()
     with ctr.background(*ctr.run_arguments(name, ["true"], "--rm")) as client:
         word = {"qemu": "qemu-system", "vmm": "from vmm.__main__", "shim": "containerd-shim-strato-v2"}[kind]
+        # Not before: containerd calls no clean-up for a shim that dies before it has connected.
+        eventually(lambda: bool(_below("from vmm.__main__")), "the VM is started")
         eventually(lambda: _kill_one(word), f"{kind} runs")
         result = client.wait(timeout_s=BOUND_S)
         assert result.status != 0
