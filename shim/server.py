@@ -109,8 +109,8 @@ async def _serve(preparation: Preparation) -> None:
 
 
 async def _end_if_abandoned(sandbox: Sandbox, ending: object) -> None:
-    # containerd calls Shutdown or `delete` after a failure; this is for when containerd itself is gone, or its
-    # `start` was killed after it had started us.
+    # containerd calls Shutdown or `delete` after a failure; this is for when containerd itself is gone, or
+    # its `start` was killed after it had started us.
     import asyncio
 
     assert isinstance(ending, asyncio.Event)
