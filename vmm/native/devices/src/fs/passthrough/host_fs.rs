@@ -47,12 +47,12 @@ impl HostFs for Passthrough {
 
     fn set_attributes(
         &self,
-        _caller: &Caller,
+        caller: &Caller,
         node: NodeId,
         handle: Option<HandleId>,
         change: &AttributeChange,
     ) -> io::Result<(Attributes, Duration)> {
-        attributes::set(self, node, handle, change)
+        attributes::set(self, caller, node, handle, change)
     }
 
     fn access(&self, caller: &Caller, node: NodeId, mask: u32) -> io::Result<()> {

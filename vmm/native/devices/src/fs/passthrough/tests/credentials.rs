@@ -161,6 +161,14 @@ fn privileges_are_killed_where_it_is_asked_for() {
     let owner = AttributeChange { uid: Some(5), kill_privileges: true, ..AttributeChange::default() };
     fs.set_attributes(&root(), node, None, &owner).unwrap();
     assert_eq!(mode(), 0o755);
+    // chown(2) to nobody comes as a change of nothing.
+    let nothing = AttributeChange::default();
+    assert_eq!(code(&fs.set_attributes(&user(7, 7), node, None, &nothing)), libc::EPERM);
+    assert_eq!(mode(), 0o6755);
+    for caller in [root(), user(5, 5)] {
+        fs.set_attributes(&caller, node, None, &nothing).unwrap();
+        assert_eq!(mode(), 0o755);
+    }
     // VFS_CAP_REVISION_2, cap_net_raw
     let capability = [0, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     fs.setxattr(&root(), node, c"security.capability", &capability, 0, false).unwrap();
