@@ -214,6 +214,22 @@ pub(crate) fn mount_proc(target: &Path) {
     mount(c"none", target, c"proc", 0);
 }
 
+/// Mounts `lower` under `upper` on `target`; false where the host has no overlayfs.
+pub(crate) fn mount_overlay(target: &Path, lower: &Path, upper: &Path, work: &Path) -> bool {
+    let options =
+        c(format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display()));
+    let target = c(target);
+    // SAFETY: all are C strings.
+    let done = unsafe {
+        let kind = c"overlay".as_ptr();
+        libc::mount(kind, target.as_ptr(), kind, 0, options.as_ptr().cast())
+    };
+    if done != 0 {
+        eprintln!("skipped: no overlay: {}", io::Error::last_os_error());
+    }
+    done == 0
+}
+
 pub(crate) fn bind(source: &Path, target: &Path) {
     mount(&c(source), target, c"none", libc::MS_BIND);
 }

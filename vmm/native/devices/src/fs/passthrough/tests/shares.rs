@@ -182,6 +182,8 @@ fn removed_share_can_be_unmounted_while_the_guest_works_in_it() {
                     }
                 });
             }
+            // Whatever fails here, the workers end.
+            let _done = SetOnDrop(&done);
             while work.load(Ordering::Relaxed) < 50 {
                 thread::yield_now();
             }
@@ -190,9 +192,16 @@ fn removed_share_can_be_unmounted_while_the_guest_works_in_it() {
             // The workers go on trying; nothing of them is left in the mounts.
             assert_eq!(unmount(&path.join("nested")), 0, "round {round}");
             assert_eq!(unmount(&path), 0, "round {round}");
-            done.store(true, Ordering::Relaxed);
         });
         assert_eq!(fs.levels(), (0, 0));
+    }
+}
+
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
