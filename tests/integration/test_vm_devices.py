@@ -12,7 +12,7 @@ import pytest
 
 from tests.framework.vm import DEADLINE_S, VmFactory
 from vmm import paths
-from vmm.config import DriveConfig, NetConfig, ProgramsConfig, ShareCache, ShareConfig, VsockConfig
+from vmm.config import DriveConfig, NetConfig, ProgramsConfig, RngConfig, ShareCache, ShareConfig, VsockConfig
 from vmm.sys import open_tap
 
 pytestmark = pytest.mark.integration
@@ -57,12 +57,12 @@ def share(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--recursive", directory], check=True)
 
 
-@pytest.fixture(params=["vhost-device-vsock", "strato-vhost-device"])
+@pytest.fixture(params=["strato", "vhost-device-vsock"])
 def vsock_programs(request: pytest.FixtureRequest) -> ProgramsConfig:
-    """Both programs that can serve vsock: the reference and our own device core."""
-    if request.param == "strato-vhost-device":
-        return ProgramsConfig(strato_vhost_device=paths.strato_vhost_device())
-    return ProgramsConfig()
+    """What can serve vsock: our own device core, and the reference program."""
+    if request.param == "strato":
+        return ProgramsConfig()
+    return ProgramsConfig(vhost_device_vsock=paths.vhost_device_vsock())
 
 
 @pytest.fixture(params=["virtiofsd", "strato-vhost-device"])
@@ -215,5 +215,20 @@ def test_tap_becomes_an_interface_whose_link_follows_qmp(vms: VmFactory) -> None
 
 def test_guest_has_a_hardware_random_number_generator_unless_told_not_to(vms: VmFactory) -> None:
     assert vms.boot().ask("cat /sys/class/misc/hw_random/rng_current").startswith("virtio_rng")
-    without = vms.boot(replace(vms.config(), rng=False))
+    without = vms.boot(replace(vms.config(), rng=RngConfig(enabled=False)))
     assert not without.ask("cat /sys/class/misc/hw_random/rng_current").startswith("virtio_rng")
+
+
+def test_counters_of_the_devices_are_told(vms: VmFactory) -> None:
+    config = vms.config()
+    vm = vms.boot(replace(config, vsock=VsockConfig(socket=config.runtime_dir / "v.sock")))
+    assert vm.ask("vsock-echo 1024") == "ok"
+    with connect_to_guest(config.runtime_dir / "v.sock", 1024) as connection:
+        assert exchange(connection, b"12345") == b"12345"
+
+    with vm.qmp() as qmp:
+        devices = qmp.execute("x-strato-stats")["devices"]
+
+    counters = {entry["device"]: entry["counters"] for entry in devices}
+    assert (counters["vsock"]["tx_bytes"], counters["vsock"]["rx_bytes"]) == (5, 5)
+    assert counters["rng"]["requests"] >= 1

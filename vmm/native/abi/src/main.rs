@@ -18,6 +18,7 @@ use strato_devices::rng::{Rng, RngConfig};
 use strato_devices::vsock::{Vsock, VsockConfig};
 use strato_vhost_user::Server;
 use strato_virtio::DeviceCore;
+use strato_vmm::device::chain;
 
 use self::arguments::{Arguments, Device, Share};
 
@@ -118,17 +119,6 @@ fn raise_descriptor_limit(wanted: u64) {
     limit.rlim_cur = wanted.min(limit.rlim_max);
     // SAFETY: as above. If it fails, fewer streams fit, and those beyond wait for their turn.
     unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 fn log(line: &str) {
