@@ -71,17 +71,18 @@ thread_local! {
     };
 }
 
-/// Prepares the calling thread; `proc_self_fd` is the directory /proc/self/fd.
-pub(super) fn prepare_thread(proc_self_fd: BorrowedFd<'_>) -> io::Result<()> {
+/// Prepares the calling thread; `proc_self_fd` is the directory /proc/self/fd. `confine`: with
+/// [`drop_capabilities`].
+pub(super) fn prepare_thread(proc_self_fd: BorrowedFd<'_>, confine: bool) -> io::Result<()> {
     THREAD.with(|thread| {
         if thread.stuck.get() {
             restore(thread)?;
         }
-        if thread.prepared.get() { Ok(()) } else { prepare(thread, proc_self_fd) }
+        if thread.prepared.get() { Ok(()) } else { prepare(thread, proc_self_fd, confine) }
     })
 }
 
-fn prepare(thread: &Thread, proc_self_fd: BorrowedFd<'_>) -> io::Result<()> {
+fn prepare(thread: &Thread, proc_self_fd: BorrowedFd<'_>, confine: bool) -> io::Result<()> {
     // SAFETY: unshare takes one integer; CLONE_FS concerns this thread's working directory and umask only.
     check(unsafe { libc::unshare(libc::CLONE_FS) })?;
     // SAFETY: the descriptor is open for the duration of the call.
@@ -90,6 +91,9 @@ fn prepare(thread: &Thread, proc_self_fd: BorrowedFd<'_>) -> io::Result<()> {
     unsafe { libc::umask(0) };
     // SAFETY: these take nothing and cannot fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+    if confine {
+        drop_capabilities()?;
+    }
     let (effective, permitted) = capabilities()?;
     if effective & (1 << CAP_SETGID) != 0 {
         set_groups(&[])?;
@@ -104,8 +108,8 @@ fn prepare(thread: &Thread, proc_self_fd: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Drops every capability of the calling thread but those that the host half needs: CHOWN, DAC_OVERRIDE,
-/// FOWNER, FSETID, SETGID, SETUID, MKNOD and SETFCAP. After [`crate::fs::host::HostFs::prepare_thread`], and
-/// nobody else may change the thread's capabilities then.
+/// FOWNER, FSETID, SETGID, SETUID, MKNOD and SETFCAP. Once a thread is prepared nobody else may change its
+/// capabilities.
 ///
 /// # Errors
 /// The kernel refuses; nothing has changed then.

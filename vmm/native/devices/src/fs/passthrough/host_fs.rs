@@ -13,7 +13,7 @@ use crate::fs::host::{
 
 impl HostFs for Passthrough {
     fn prepare_thread(&self) -> io::Result<()> {
-        credentials::prepare_thread(self.proc_self_fd())
+        self.prepare()
     }
 
     fn begin(&self, options: SessionOptions) {
@@ -127,7 +127,7 @@ impl HostFs for Passthrough {
     }
 
     fn write_unprivileged(&self, write: &mut dyn FnMut() -> io::Result<usize>) -> io::Result<usize> {
-        credentials::prepare_thread(self.proc_self_fd())?;
+        self.prepare()?;
         credentials::without_fsetid(write)
     }
 

@@ -5,8 +5,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::thread;
 
-use super::super::Passthrough;
-use super::super::credentials::drop_capabilities;
+use super::super::{Passthrough, PassthroughConfig, Root};
 use super::fixture::*;
 use crate::fs::host::{AttributeChange, Caller, Creation, HostFs, ROOT_NODE, SessionOptions};
 
@@ -212,9 +211,9 @@ fn eight_capabilities_are_enough_and_are_all_that_stay() {
     }
     on_thread(|| {
         let folder = Scratch::new();
-        let fs = serve(folder.path());
+        let config = PassthroughConfig::new(Root::Directory(share(folder.path()))).unwrap();
+        let fs = Passthrough::new(PassthroughConfig { confine_threads: true, ..config }).unwrap();
         fs.prepare_thread().unwrap();
-        drop_capabilities().unwrap();
         let status = identity();
         let kept = 1_u64 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 27 | 1 << 31;
         assert!(status.contains(&format!("CapPrm:\t{kept:016x}CapEff:\t{kept:016x}")), "{status}");

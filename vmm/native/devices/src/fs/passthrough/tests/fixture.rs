@@ -67,7 +67,7 @@ pub(crate) fn share(path: &Path) -> ShareConfig {
 pub(crate) const LIMITS: Limits = Limits { nodes: 4000, handles: 1000 };
 
 pub(crate) fn passthrough(root: Root) -> Passthrough {
-    let config = PassthroughConfig { root, limits: LIMITS, remote_locks: false };
+    let config = PassthroughConfig { root, limits: LIMITS, remote_locks: false, confine_threads: false };
     let made = Passthrough::new(config).unwrap();
     made.begin(SessionOptions { submounts: true, posix_acl: true, ..SessionOptions::default() });
     made
