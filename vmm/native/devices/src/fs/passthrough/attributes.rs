@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use super::collection::Collection;
-use super::credentials::{in_name_of, without_fsetid};
+use super::credentials::without_fsetid;
 use super::node::Node;
 use super::sys::{self, ProcName, check, errno};
 use super::{Passthrough, files};
@@ -29,18 +29,14 @@ fn of_node(node: &Node) -> io::Result<(Attributes, Duration)> {
 
 pub(super) fn set(
     fs: &Passthrough,
-    caller: &Caller,
     node: NodeId,
     handle: Option<HandleId>,
     change: &AttributeChange,
 ) -> io::Result<(Attributes, Duration)> {
     let node = fs.writable_node(node)?;
-    if (AttributeChange { kill_privileges: change.kill_privileges, ..AttributeChange::default() }) == *change
-    {
-        // chown(2) to nobody: it clears set-uid and set-gid, if the file has them and is the caller's. A guest
-        // that leaves clearing to the host has checked neither.
-        in_name_of(caller, 0, || set_owner(&node, change))?;
-    }
+    // A change of nothing comes from a guest that leaves the clearing of set-uid bits to the host: before an
+    // unprivileged write, which clears them itself, and for a chown(2) to nobody, whoever calls it: the guest
+    // has not checked that. Since the one cannot be told from the other, neither clears anything here.
     if let Some(mode) = change.mode {
         let name = ProcName::new(&*node);
         // SAFETY: the name is a C string, the descriptor is open.

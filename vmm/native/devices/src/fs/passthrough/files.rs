@@ -186,18 +186,29 @@ pub(super) fn release(fs: &Passthrough, handle: HandleId) -> io::Result<()> {
     fs.handles.remove(handle).map(drop).ok_or_else(|| errno(libc::EBADF))
 }
 
+impl Passthrough {
+    /// Runs a change of contents whose request does not say whether set-uid bits are to be cleared: they are
+    /// for everybody but root.
+    fn changing<T>(&self, caller: &Caller, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        if caller.uid != 0 && self.options.get().kill_privileges { without_fsetid(change) } else { change() }
+    }
+}
+
 pub(super) fn fallocate(
     fs: &Passthrough,
+    caller: &Caller,
     handle: HandleId,
     mode: u32,
-    offset: u64,
-    len: u64,
+    (offset, len): (u64, u64),
 ) -> io::Result<()> {
     let handle = fs.handle(handle)?;
     let number = |value: u64| i64::try_from(value).map_err(|_| errno(libc::EINVAL));
     let (offset, len) = (number(offset)?, number(len)?);
-    // SAFETY: plain integers.
-    check(unsafe { libc::fallocate(handle.as_fd().as_raw_fd(), mode.cast_signed(), offset, len) }).map(drop)
+    fs.changing(caller, || {
+        // SAFETY: plain integers.
+        check(unsafe { libc::fallocate(handle.as_fd().as_raw_fd(), mode.cast_signed(), offset, len) })
+    })
+    .map(drop)
 }
 
 pub(super) fn lseek(fs: &Passthrough, handle: HandleId, offset: u64, whence: u32) -> io::Result<u64> {
@@ -210,6 +221,7 @@ pub(super) fn lseek(fs: &Passthrough, handle: HandleId, offset: u64, whence: u32
 
 pub(super) fn copy_file_range(
     fs: &Passthrough,
+    caller: &Caller,
     from: (HandleId, u64),
     to: (HandleId, u64),
     len: u64,
@@ -218,16 +230,18 @@ pub(super) fn copy_file_range(
     let number = |value: u64| i64::try_from(value).map_err(|_| errno(libc::EINVAL));
     let (mut from, mut to) = (number(from.1)?, number(to.1)?);
     let len = usize::try_from(len.min(MAX_COPY)).map_err(|_| errno(libc::EINVAL))?;
-    // SAFETY: both offsets are live, both descriptors are open.
-    let copied = unsafe {
-        libc::copy_file_range(
-            source.as_fd().as_raw_fd(),
-            &raw mut from,
-            target.as_fd().as_raw_fd(),
-            &raw mut to,
-            len,
-            0,
-        )
-    };
-    usize::try_from(copied).map_err(|_| io::Error::last_os_error())
+    fs.changing(caller, || {
+        // SAFETY: both offsets are live, both descriptors are open.
+        let copied = unsafe {
+            libc::copy_file_range(
+                source.as_fd().as_raw_fd(),
+                &raw mut from,
+                target.as_fd().as_raw_fd(),
+                &raw mut to,
+                len,
+                0,
+            )
+        };
+        usize::try_from(copied).map_err(|_| io::Error::last_os_error())
+    })
 }

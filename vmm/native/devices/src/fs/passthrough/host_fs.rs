@@ -47,12 +47,12 @@ impl HostFs for Passthrough {
 
     fn set_attributes(
         &self,
-        caller: &Caller,
+        _caller: &Caller,
         node: NodeId,
         handle: Option<HandleId>,
         change: &AttributeChange,
     ) -> io::Result<(Attributes, Duration)> {
-        attributes::set(self, caller, node, handle, change)
+        attributes::set(self, node, handle, change)
     }
 
     fn access(&self, caller: &Caller, node: NodeId, mask: u32) -> io::Result<()> {
@@ -145,13 +145,13 @@ impl HostFs for Passthrough {
 
     fn fallocate(
         &self,
-        _caller: &Caller,
+        caller: &Caller,
         handle: HandleId,
         mode: u32,
         offset: u64,
         len: u64,
     ) -> io::Result<()> {
-        files::fallocate(self, handle, mode, offset, len)
+        files::fallocate(self, caller, handle, mode, (offset, len))
     }
 
     fn lseek(&self, handle: HandleId, offset: u64, whence: u32) -> io::Result<u64> {
@@ -160,12 +160,12 @@ impl HostFs for Passthrough {
 
     fn copy_file_range(
         &self,
-        _caller: &Caller,
+        caller: &Caller,
         from: (HandleId, u64),
         to: (HandleId, u64),
         len: u64,
     ) -> io::Result<usize> {
-        files::copy_file_range(self, from, to, len)
+        files::copy_file_range(self, caller, from, to, len)
     }
 
     fn opendir(&self, _caller: &Caller, node: NodeId, flags: u32) -> io::Result<Opened> {

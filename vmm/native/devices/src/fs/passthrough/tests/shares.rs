@@ -121,6 +121,27 @@ fn removed_share_takes_its_nodes_and_handles_with_it() {
 }
 
 #[test]
+fn request_that_comes_through_late_adds_nothing_to_a_removed_share() {
+    let folder = Scratch::new();
+    let fs = collection();
+    let path = folder.make("gone");
+    fs::write(path.join("file"), "").unwrap();
+    fs::write(path.join("other"), "").unwrap();
+    fs.add_share(c"gone", share(&path)).unwrap();
+    let top = fs.walk("gone").unwrap().node;
+    let file = fs.walk("gone/file").unwrap().node;
+    // As far as a removal has come before it takes what is there.
+    fs.collection.as_ref().unwrap().find(c"gone").unwrap().close();
+    assert_eq!(code(&fs.lookup(&root(), top, c"other")), libc::ESTALE);
+    assert_eq!(code(&fs.open_node(file, libc::O_RDONLY)), libc::ESTALE);
+    assert_eq!(code(&fs.opendir(&root(), top, 0)), libc::ESTALE);
+    let flags = libc::O_RDWR.cast_unsigned();
+    assert_eq!(code(&fs.create(&root(), top, c"new", flags, new(0o644))), libc::ESTALE);
+    fs.remove_share(c"gone", SOON).unwrap();
+    assert_eq!(descriptors_below(&path), 0);
+}
+
+#[test]
 fn removal_waits_for_requests_in_flight() {
     let folder = Scratch::new();
     let fs = collection();
