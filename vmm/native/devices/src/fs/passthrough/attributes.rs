@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use super::collection::Collection;
-use super::credentials::without_fsetid;
+use super::credentials::clearing_set_id;
 use super::node::Node;
 use super::sys::{self, ProcName, check, errno};
 use super::{Passthrough, files};
@@ -49,7 +49,7 @@ pub(super) fn set(
     }
     if let Some(size) = change.size {
         let truncate = || set_size(fs, &node, handle, size);
-        if change.kill_privileges { without_fsetid(truncate)? } else { truncate()? }
+        if change.kill_privileges { clearing_set_id(&*node, truncate)? } else { truncate()? }
     }
     if change.atime.is_some() || change.mtime.is_some() {
         set_times(fs, &node, change)?;

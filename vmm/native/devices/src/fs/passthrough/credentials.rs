@@ -14,9 +14,9 @@
 use std::cell::Cell;
 use std::ffi::{c_int, c_uint};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use super::sys::{check, check_long, errno};
+use super::sys::{self, check, check_long, errno};
 use crate::fs::host::Caller;
 
 /// Capabilities by their numbers in linux/capability.h.
@@ -153,18 +153,29 @@ pub(super) fn in_name_of<T>(
     })
 }
 
-/// Runs `change` with the caller's group and without CAP_FSETID, so that the kernel decides about the
-/// set-gid bit as it would for the caller.
-pub(super) fn with_group_of<T>(caller: &Caller, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+/// Runs `change` as a member of the group and without CAP_FSETID, so that the kernel decides about the
+/// set-gid bit as it would for one who is in that group only.
+pub(super) fn as_member<T>(gid: u32, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     THREAD.with(|thread| {
-        let group_only = Caller { uid: thread.uid.get(), ..caller.clone() };
-        let _acting = act_as(thread, &group_only)?;
+        let _acting = act_as(thread, &Caller { uid: thread.uid.get(), gid, ..Caller::default() })?;
         unprivileged(thread, change)
     })
 }
 
-/// Runs `change` without CAP_FSETID: the kernel clears set-uid and set-gid bits as for any process.
-pub(super) fn without_fsetid<T>(change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+/// Runs `change`, which changes the contents of `file`, so that the kernel clears the set-uid and set-gid
+/// bits as for any process without privileges.
+///
+/// The set-gid bit of a file that its group may not execute gives no privilege. The kernel clears it for
+/// those who are not in the group; the guest does not tell whether the caller is, so it stays.
+pub(super) fn clearing_set_id<T>(file: impl AsFd, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    // Nearly no file has such bits: one question instead of two changes of credentials.
+    let attributes = sys::stat(file.as_fd())?.attributes;
+    if attributes.mode & (libc::S_ISUID | libc::S_ISGID) == 0 {
+        return change();
+    }
+    if attributes.mode & (libc::S_ISGID | libc::S_IXGRP) == libc::S_ISGID {
+        return as_member(attributes.gid, change);
+    }
     THREAD.with(|thread| unprivileged(thread, change))
 }
 

@@ -126,9 +126,12 @@ impl HostFs for Passthrough {
         files::file(self, handle)
     }
 
-    fn write_unprivileged(&self, write: &mut dyn FnMut() -> io::Result<usize>) -> io::Result<usize> {
-        self.prepare()?;
-        credentials::without_fsetid(write)
+    fn write_unprivileged(
+        &self,
+        handle: HandleId,
+        write: &mut dyn FnMut() -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        credentials::clearing_set_id(&*self.handle(handle)?, write)
     }
 
     fn flush(&self, handle: HandleId, owner: u64) -> io::Result<()> {

@@ -9,7 +9,7 @@ use std::ffi::CStr;
 use std::io;
 
 use super::Passthrough;
-use super::credentials::with_group_of;
+use super::credentials::as_member;
 use super::sys::{ProcName, check, errno};
 use crate::fs::host::{Caller, NodeId};
 
@@ -88,7 +88,7 @@ pub(super) fn set(
             )
         })
     };
-    let outcome = if clear_setgid { with_group_of(caller, set) } else { set() };
+    let outcome = if clear_setgid { as_member(caller.gid, set) } else { set() };
     outcome.map(drop)
 }
 

@@ -141,12 +141,16 @@ fn privileges_are_killed_where_it_is_asked_for() {
     mode();
     fs.write_at(handle, 0, b"x").unwrap();
     assert_eq!(mode(), 0o6755, "a privileged write keeps them");
-    fs.write_unprivileged(&mut || fs.write_at(handle, 0, b"x")).unwrap();
+    fs.write_unprivileged(handle, &mut || fs.write_at(handle, 0, b"x")).unwrap();
     assert_eq!(mode(), 0o755);
-    let failed = fs.write_unprivileged(&mut || Err(io::Error::from_raw_os_error(libc::ENOSPC)));
+    let failed = fs.write_unprivileged(handle, &mut || Err(io::Error::from_raw_os_error(libc::ENOSPC)));
     assert_eq!(code(&failed), libc::ENOSPC);
     fs.write_at(handle, 0, b"x").unwrap();
     assert_eq!(mode(), 0o6755);
+    chown(&path, Some(1000), Some(1000)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o6745)).unwrap();
+    fs.write_unprivileged(handle, &mut || fs.write_at(handle, 0, b"x")).unwrap();
+    assert_eq!(mode(), 0o2745, "what the group cannot execute gives no privilege");
     let size = AttributeChange { size: Some(1), ..AttributeChange::default() };
     fs.set_attributes(&root(), node, None, &size).unwrap();
     assert_eq!(mode(), 0o6755);
@@ -244,7 +248,7 @@ fn eight_capabilities_are_enough_and_are_all_that_stay() {
         assert_eq!(code(&fs.setxattr(&root(), file.node, c"trusted.a", b"1", 0, false)), libc::EPERM);
         let null = Creation { mode: libc::S_IFCHR | 0o666, umask: 0, rdev: 0x103 };
         fs.mknod(&root(), directory, c"null", null).unwrap();
-        fs.write_unprivileged(&mut || fs.write_at(opened.handle, 0, b"y")).unwrap();
+        fs.write_unprivileged(opened.handle, &mut || fs.write_at(opened.handle, 0, b"y")).unwrap();
         assert_eq!(fs.attributes(file.node, None).unwrap().0.mode & 0o7777, 0o711);
         let tmp = fs.tmpfile(&owner, directory, flags(libc::O_RDWR), new(0o600)).unwrap().0;
         fs.link(&owner, tmp.node, directory, c"tmp").unwrap();

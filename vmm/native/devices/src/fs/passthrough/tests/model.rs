@@ -79,7 +79,7 @@ impl Model<'_> {
                 if caller.uid == 0 {
                     write()?
                 } else {
-                    fs.write_unprivileged(&mut write)?
+                    fs.write_unprivileged(opened.handle, &mut write)?
                 };
                 fs.release(opened.handle)?;
                 Ok(Entry { attributes: fs.attributes(entry.node, None)?.0, ..entry })
