@@ -1,6 +1,8 @@
 //! The devices, each with a host side of its own.
 
 pub(crate) mod block;
+pub(crate) mod fs;
+pub(crate) mod net;
 pub(crate) mod rng;
-mod scratch;
+pub(crate) mod scratch;
 pub(crate) mod vsock;
