@@ -237,9 +237,12 @@ pub(super) fn copy_file_range(
     let (mut from, mut to) = (number(from.1)?, number(to.1)?);
     let len = usize::try_from(len.min(MAX_COPY)).map_err(|_| errno(libc::EINVAL))?;
     fs.changing(caller, &target, || {
+        // Not libc::copy_file_range: the standard library names it as a weak symbol, and in a statically
+        // linked program optimised as a whole ours becomes weak with it, which is a null pointer.
         // SAFETY: both offsets are live, both descriptors are open.
         let copied = unsafe {
-            libc::copy_file_range(
+            libc::syscall(
+                libc::SYS_copy_file_range,
                 source.as_fd().as_raw_fd(),
                 &raw mut from,
                 target.as_fd().as_raw_fd(),
