@@ -8,6 +8,7 @@ mod bucket;
 pub mod console;
 pub mod fs;
 mod limits;
+pub mod net;
 pub mod rng;
 mod timer;
 pub mod vsock;

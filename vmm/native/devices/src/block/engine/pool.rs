@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use strato_virtio::thread::spawn;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::shortcut::Shortcut;
+use super::shortcut::{Reads, Shortcut};
 use super::{Done, Engine, EngineChoice, Job, Work, cancelled};
 use crate::block::backend::Disk;
 use crate::block::buffers::Pieces;
@@ -67,7 +67,7 @@ impl Pool {
             shared: Arc::new(shared),
             threads: Vec::new(),
             submitted: Vec::new(),
-            shortcut: Shortcut::new(&disk.file, disk.cache, true),
+            shortcut: Shortcut::new(disk, Reads::Cached),
             finished: Vec::new(),
         })
     }
