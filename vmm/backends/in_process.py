@@ -202,6 +202,8 @@ class DeviceServer:
                 self._lost(f"Device {name} is lost: {event.text}")
             case Kind.FRONT_END_GONE:
                 self._front_end_gone(f"Front end of device {name} has gone")
+            case Kind.CONFIG_CHANGED:
+                self._log.debug(event.text, device=name, count=event.count)
             case _:
                 said = self._said.get((event.tag, event.kind), 0)
                 self._said[event.tag, event.kind] = said + 1
