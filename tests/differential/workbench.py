@@ -20,6 +20,7 @@ _SOURCES = Path(__file__).with_name("guest")
 PROGRAMS = {
     "script": ("script.c", "script_files.c", "script_names.c"),
     "stress": ("stress.c",),
+    "escape": ("escape.c",),
 }
 GUEST_TIMEOUT_S = 280.0
 
@@ -35,7 +36,7 @@ class Outcome:
 
 def compile_programs(directory: Path) -> dict[str, Path]:
     """Compiles all programs as static ones; their paths by name."""
-    flags = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-static", "-s")
+    flags = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-result", "-static", "-s")
     for name, sources in PROGRAMS.items():
         paths = [_SOURCES / source for source in sources]
         subprocess.run(["gcc", *flags, "-o", directory / name, *paths], check=True)
@@ -77,13 +78,12 @@ class Workbench:
 
 
 @contextmanager
-def workbench(cache: str, scripts: Mapping[str, str]) -> Iterator[Workbench]:
-    """A VM with `scripts` by name as files in its root folder."""
+def workbench(cache: str, programs: Mapping[str, Path], scripts: Mapping[str, str]) -> Iterator[Workbench]:
+    """A VM with programs, and with `scripts` by name as files, in its root folder."""
     directory = Path(tempfile.mkdtemp(prefix="vmd-"))
     try:
         # The host's part of the tests has other users than root, too.
         directory.chmod(0o755)
-        programs = compile_programs(directory)
         files = dict(programs)
         for name, text in scripts.items():
             files[name] = directory / name
