@@ -72,7 +72,7 @@ class Scene:
 
     def state(self) -> list[object]:
         """All that could have been changed outside."""
-        found: list[object] = [sorted(os.listdir(self.outside))]
+        found: list[object] = [sorted(path.name for path in self.outside.iterdir())]
         for path in (self.outside, self.outside / "marker"):
             status = path.stat()
             found.append((status.st_mode, status.st_uid, status.st_gid, status.st_nlink, status.st_size))
