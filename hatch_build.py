@@ -42,6 +42,13 @@ class NativePartsHook(BuildHookInterface):  # type: ignore[type-arg]
             env={**environment, "RUSTFLAGS": _STATIC_FLAGS},
             check=True,
         )
-        subprocess.run([*cargo, "--release", "-p", "strato-sys"], env=environment, check=True)
+        libraries = ["-p", "strato-sys", "-p", "strato-abi"]
+        subprocess.run([*cargo, "--release", *libraries], env=environment, check=True)
         static = target / triple / "static"
-        return [static / "strato-launch", static / "strato-holder", target / "release" / "libstrato_sys.so"]
+        shared = target / "release"
+        return [
+            static / "strato-launch",
+            static / "strato-holder",
+            shared / "libstrato_sys.so",
+            shared / "libstrato_vmm.so",
+        ]

@@ -26,6 +26,7 @@ PRODUCTS = (
     "strato-holder",
     "strato-vhost-device",
     "libstrato_sys.so",
+    "libstrato_vmm.so",
     "vhost-device-vsock",
     "vmlinux",
     "bzImage",

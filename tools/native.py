@@ -34,24 +34,26 @@ def build_host(cache: Cache) -> dict[str, Path]:
 
     Raises CommandError with cargo's last lines.
     """
-    with host_workspace(cache) as target, step("Native: programs and libstrato_sys.so"):
+    with host_workspace(cache) as target, step("Native: programs and libraries"):
         log = layout.LOGS / "native.log"
         environment = {"CARGO_TARGET_DIR": str(target)}
         common = ("nice", "cargo", "build", "--locked")
-        programs = ("-p", "strato-launch", "-p", "strato-holder", "-p", "strato-abi")
+        programs = ("-p", "strato-launch", "-p", "strato-holder")
         run(
             [*common, "--profile", "static", "--target", TARGET, *programs],
             log=log,
             cwd=layout.NATIVE,
             env={**environment, "RUSTFLAGS": _STATIC_FLAGS},
         )
-        run([*common, "--release", "-p", "strato-sys"], log=log, cwd=layout.NATIVE, env=environment)
+        libraries = ("-p", "strato-sys", "-p", "strato-abi")
+        run([*common, "--release", *libraries], log=log, cwd=layout.NATIVE, env=environment)
     static = target / TARGET / "static"
     return {
         "strato-launch": static / "strato-launch",
         "strato-holder": static / "strato-holder",
-        "strato-vhost-device": static / "strato-vhost-device",
+        "strato-vhost-device": target / "release" / "strato-vhost-device",
         "libstrato_sys.so": target / "release" / "libstrato_sys.so",
+        "libstrato_vmm.so": target / "release" / "libstrato_vmm.so",
     }
 
 

@@ -132,6 +132,18 @@ class VsockConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RngConfig:
+    """The entropy device, fed by the host's generator; limited, so that no guest keeps a host CPU busy."""
+
+    enabled: bool = True
+    """Whether the guest has the device."""
+    rate_kib: int = 1024
+    """KiB of random bytes a second, in the long run."""
+    burst_kib: int = 1024
+    """KiB given at once after a pause, so that a guest seeds itself without waiting."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShareConfig:
     """A folder of the host, shared with the guest by virtio-fs."""
 
@@ -168,9 +180,9 @@ class ProgramsConfig:
     virtiofsd: Path | None = None
     """The C virtiofsd of QEMU (shares)."""
     vhost_device_vsock: Path | None = None
-    """The reference vsock backend (crate vhost-device-vsock)."""
+    """Serves vsock in the place of our own device: the crate vhost-device-vsock, for comparisons."""
     strato_vhost_device: Path | None = None
-    """Serves vsock with our own device core instead, when set; the default once every container test has used it."""  # noqa: E501
+    """Serves shares with our own device core instead, when set; the default once every container test has used it."""  # noqa: E501
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,8 +213,8 @@ class VmConfig:
     """Shared folders."""
     console: ConsoleConfig = field(default_factory=ConsoleConfig)
     """The guest's console."""
-    rng: bool = True
-    """Whether the guest gets a virtio-rng device fed from the host."""
+    rng: RngConfig = field(default_factory=RngConfig)
+    """The entropy device."""
     programs: ProgramsConfig = field(default_factory=ProgramsConfig)
     """Programs to use instead of those found by default."""
 
@@ -235,6 +247,8 @@ def check(config: VmConfig) -> None:
     if config.vsock is not None:
         _between("vsock.guest_cid", config.vsock.guest_cid, MIN_GUEST_CID, 0xFFFF_FFFE)
         _absolute("vsock.socket", config.vsock.socket, MAX_SOCKET_PATH_BYTES)
+    _between("rng.rate_kib", config.rng.rate_kib, 1, 1 << 30)
+    _between("rng.burst_kib", config.rng.burst_kib, 64, 1 << 20)  # no request gets more than 64 KiB
     tags: set[str] = set()
     for index, share in enumerate(config.shares):
         _text(f"shares[{index}].tag", share.tag, MAX_TAG_BYTES)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from .backends.base import Backend, BackendStarter, PendingBackend
+from .backends.in_process import DeviceServer
 from .boards.base import DeviceKind, DevicePlan, MachinePlan, board
 from .config import EngineName, NetConfig, VmConfig
 from .console import Console
@@ -36,6 +37,9 @@ QUIT_GRACE_S = 2.0
 
 BACKEND_VERDICT_S = 1.0
 """How long after a backend's good end the end of the engine may explain it."""
+
+OWN_KINDS = frozenset({DeviceKind.VSOCK, DeviceKind.RNG})
+"""The devices that our own cores serve."""
 
 EventSink: TypeAlias = "Callable[[str, Mapping[str, Any]], None]"
 
@@ -69,7 +73,8 @@ class Machine(Observer):
         self._console: Console | None = None
         self._engine: Engine | None = None
         self._engine_running = False
-        self._backends: list[Backend | PendingBackend] = []
+        self._backends: list[Backend] = []
+        self._devices = DeviceServer(log, lost=self._blame, front_end_gone=self._suspect)
         self._panic_seen = False
 
     # --- boot -------------------------------------------------------------------------------------
@@ -86,10 +91,7 @@ class Machine(Observer):
         plan = board(config.board).plan(config, engine.kernel_arguments())
         self.phase("planned")
         self._console = console = Console(config.console, loop=self._loop, log=self._log)
-        pending = self._start_backends(plan)
-        self.phase("backends_spawned")
-        backends = [backend.connect(self._processes.reap) for backend in pending]
-        self._backends[:] = backends
+        self._backends = backends = self._start_backends(plan)
         self.phase("backends_connected")
         wiring = Wiring(
             console_fd=console.guest_end.fileno(),
@@ -100,6 +102,8 @@ class Machine(Observer):
         for backend in backends:
             backend.connection.close()
         self.phase("engine_spawned")
+        self._devices.serve()
+        self.phase("devices_served")
         self._log.info("VM started", name=config.name, engine=engine.name, **engine.pids())
 
     def attach(self) -> None:
@@ -107,6 +111,7 @@ class Machine(Observer):
         if self._engine is not None and self._console is not None:
             self._console.attach()
             self._engine.attach()
+            self._devices.attach(self._loop)
 
     def phase(self, name: str) -> None:
         """Note that a phase of the boot is over, in milliseconds since strato-vmm's own first line."""
@@ -127,26 +132,27 @@ class Machine(Observer):
             case other:
                 raise ConfigError("engine", f"{other} is not built in this release")
 
-    def _start_backends(self, plan: MachinePlan) -> list[PendingBackend]:
-        # vsock first: it makes its own socket, and is ready by the time the others have been started.
-        devices = sorted(plan.devices, key=lambda device: device.kind is not DeviceKind.VSOCK)
-        started: list[PendingBackend] = []
-        for device in devices:
+    def _start_backends(self, plan: MachinePlan) -> list[Backend]:
+        # Programs are all started before one is waited for: they come up side by side.
+        pending: list[PendingBackend] = []
+        connected: list[Backend] = []
+        for device in plan.devices:
             starter = self._starter(device)
             if starter is not None:
-                backend = starter.start(device, self.config.runtime_dir, self._processes)
-                started.append(backend)
-                self._backends.append(backend)
-        return started
+                pending.append(starter.start(device, self.config.runtime_dir, self._processes))
+            elif device.kind in OWN_KINDS:
+                connected.append(self._devices.connect(device))
+        self.phase("backends_spawned")
+        return connected + [backend.connect(self._processes.reap) for backend in pending]
 
     def _starter(self, device: DevicePlan) -> BackendStarter | None:
         programs = self.config.programs
-        match device.kind:
-            case DeviceKind.VSOCK:
-                if programs.strato_vhost_device is not None:
-                    from .backends.strato_vhost_device import StratoVsockStarter
+        if device.kind is DeviceKind.FS and programs.strato_vhost_device is not None:
+            from .backends.strato_vhost_device import StratoDeviceStarter
 
-                    return StratoVsockStarter(programs.strato_vhost_device, self._on_backend_exit)
+            return StratoDeviceStarter(programs.strato_vhost_device, self._on_backend_exit)
+        match device.kind:
+            case DeviceKind.VSOCK if programs.vhost_device_vsock is not None:
                 from .backends.vhost_device_vsock import VhostDeviceVsockStarter
 
                 return VhostDeviceVsockStarter(programs.vhost_device_vsock, self._on_backend_exit)
@@ -205,9 +211,13 @@ class Machine(Observer):
     def backends(self) -> list[dict[str, Any]]:
         """Describe the backends for `x-strato-info`."""
         return [
-            {"device": backend.device.id, "program": backend.process.name, "pid": backend.process.pid}
+            {"device": backend.device.id, "program": backend.program, "pid": backend.pid}
             for backend in self._backends
         ]
+
+    def device_metrics(self) -> list[dict[str, Any]]:
+        """Return the counters of the devices that are served here, for `x-strato-stats`."""
+        return self._devices.metrics()
 
     def pids(self) -> dict[str, int]:
         """Return the engine's processes by name, and our own."""
@@ -268,6 +278,7 @@ class Machine(Observer):
     def close(self) -> ExitReport:
         """Give back files and sockets after the loop has ended; return the report with the console's tail."""
         assert self.report is not None
+        self._devices.close()
         tail = ""
         if self._console is not None:
             self._console.drain()
@@ -284,18 +295,25 @@ class Machine(Observer):
         return _MESSAGES.get(kind) or f"VM ended with {end.reason}: {end.detail or 'no more is known'}"
 
     def _on_backend_exit(self, process: Process) -> None:
-        if process.status == 0 and self._engine_running:
-            # Backends end well when their front end has ended: then the engine is to tell the cause, and
-            # its own end is about to be seen.
-            self._loop.call_later(BACKEND_VERDICT_S, lambda: self._blame(process))
+        text = f"Backend died: {process.describe_exit()}"
+        if process.status == 0:
+            self._suspect(text)
         else:
-            self._blame(process)
+            self._blame(text)
         self._stop_if_done()
 
-    def _blame(self, process: Process) -> None:
+    def _suspect(self, text: str) -> None:
+        # Backends end well when their front end has ended: then the engine is to tell the cause, and
+        # its own end is about to be seen.
+        if self._engine_running:
+            self._loop.call_later(BACKEND_VERDICT_S, lambda: self._blame(text))
+        else:
+            self._blame(text)
+
+    def _blame(self, text: str) -> None:
         if self.report is None:
-            self._log.error("backend died", cause=process.describe_exit())
-            self.finish(ExitKind.HOST_ERROR, f"Backend died: {process.describe_exit()}")
+            self._log.error("backend died", cause=text)
+            self.finish(ExitKind.HOST_ERROR, text)
 
     def _end_backends(self) -> None:
         for process in self._processes.living():
@@ -312,8 +330,8 @@ class Machine(Observer):
 
 
 def _raise_descriptor_limit() -> None:
-    # virtiofsd holds a descriptor for each inode that the guest knows. It raises the limit itself where it
-    # has CAP_SYS_RESOURCE; without, it stays at the soft limit that it has inherited.
+    # The vsock device holds a descriptor for each stream, virtiofsd one for each inode that the guest knows;
+    # the latter inherits the limit.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

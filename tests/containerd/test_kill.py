@@ -19,8 +19,10 @@ READY = ["sh", "-c", "echo ready; sleep 1000"]
 BOUND_S = 30.0
 
 
-@pytest.mark.parametrize("kind", ["qemu", "virtiofsd", "vsock", "vmm"])
+@pytest.mark.parametrize("kind", ["qemu", "virtiofsd", "vmm"])
 def test_death_of_the_machine_ends_the_task_with_137(daemon: TestDaemon, kind: str) -> None:
+    # Devices of our own are threads of strato-vmm and have no death but its; a panic is an event, which
+    # a test of the library provokes (abi/src/device/tests.rs).
     ctr = daemon.ctr
     name = ctr.new_id()
     with ctr.background(*ctr.run_arguments(name, READY, "--rm")) as client:

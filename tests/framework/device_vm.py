@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from vmm import paths
 from vmm.boards.microvm import MicrovmBoard
-from vmm.config import BootConfig, CpuConfig, MemoryConfig, VmConfig
+from vmm.config import BootConfig, CpuConfig, MemoryConfig, RngConfig, VmConfig
 from vmm.engines import host_clock, qemu_arguments
 from vmm.engines.base import Wiring
 from vmm.log import Log
@@ -228,7 +228,7 @@ def _light_machine(settings: DeviceVmSettings, control_fd: int, console_fd: int)
         boot=BootConfig(kernel=settings.kernel or paths.kernel().resolve(), initrd=settings.image),
         cpu=CpuConfig(count=settings.cpus),
         memory=MemoryConfig(size_mib=settings.memory_mib),
-        rng=False,
+        rng=RngConfig(enabled=False),
     )
     plan = MicrovmBoard().plan(config, host_clock.guest_arguments(host_clock.tsc_khz(Log())))
     host = qemu_arguments.QemuHost(program=paths.qemu(), qmp_fd=control_fd)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.framework.vm import DEADLINE_S, VmFactory
 from vmm import paths
-from vmm.config import DriveConfig, NetConfig, ProgramsConfig, ShareCache, ShareConfig, VsockConfig
+from vmm.config import DriveConfig, NetConfig, ProgramsConfig, RngConfig, ShareCache, ShareConfig, VsockConfig
 from vmm.sys import open_tap
 
 pytestmark = pytest.mark.integration
@@ -57,9 +57,17 @@ def share(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--recursive", directory], check=True)
 
 
-@pytest.fixture(params=["vhost-device-vsock", "strato-vhost-device"])
+@pytest.fixture(params=["strato", "vhost-device-vsock"])
 def vsock_programs(request: pytest.FixtureRequest) -> ProgramsConfig:
-    """Both programs that can serve vsock: the reference and our own device core."""
+    """What can serve vsock: our own device core, and the reference program."""
+    if request.param == "strato":
+        return ProgramsConfig()
+    return ProgramsConfig(vhost_device_vsock=paths.vhost_device_vsock())
+
+
+@pytest.fixture(params=["virtiofsd", "strato-vhost-device"])
+def share_programs(request: pytest.FixtureRequest) -> ProgramsConfig:
+    """Both programs that can serve shares: the reference and our own device core."""
     if request.param == "strato-vhost-device":
         return ProgramsConfig(strato_vhost_device=paths.strato_vhost_device())
     return ProgramsConfig()
@@ -108,10 +116,12 @@ def test_vm_leaves_no_sockets_in_its_folder(vms: VmFactory, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("cache", ["auto", "none", "always"])
-def test_share_is_read_and_written_by_both_sides(vms: VmFactory, tmp_path: Path, cache: str) -> None:
+def test_share_is_read_and_written_by_both_sides(
+    vms: VmFactory, tmp_path: Path, cache: str, share_programs: ProgramsConfig
+) -> None:
     (tmp_path / "from-host").write_text("host")
     share = ShareConfig(tag="a,tag", directory=tmp_path, cache=ShareCache(cache))
-    vm = vms.boot(replace(vms.config(), shares=(share,)))
+    vm = vms.boot(replace(vms.config(), shares=(share,), programs=share_programs))
 
     assert vm.ask("mount a,tag /mnt") == "ok"
     assert vm.ask("cat /mnt/from-host") == "host"
@@ -119,11 +129,14 @@ def test_share_is_read_and_written_by_both_sides(vms: VmFactory, tmp_path: Path,
     assert (tmp_path / "from-guest").read_text() == "guest words"
 
 
-def test_mount_made_later_below_a_share_becomes_visible(share: Path, vms: VmFactory, tmp_path: Path) -> None:
+def test_mount_made_later_below_a_share_becomes_visible(
+    share: Path, vms: VmFactory, tmp_path: Path, share_programs: ProgramsConfig
+) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "file").write_text("late")
-    config = replace(vms.config(), shares=(ShareConfig(tag="t", directory=share),))
+    shares = (ShareConfig(tag="t", directory=share),)
+    config = replace(vms.config(), shares=shares, programs=share_programs)
     vm = vms.boot(config, command=SLAVE_NAMESPACE)
     assert vm.ask("mount t /mnt") == "ok"
     assert vm.ask("list /mnt/seen") == ""
@@ -136,9 +149,12 @@ def test_mount_made_later_below_a_share_becomes_visible(share: Path, vms: VmFact
     assert vm.ask("wait /mnt/seen/file late") == "ok"
 
 
-def test_read_only_share_refuses_writes(vms: VmFactory, tmp_path: Path) -> None:
+def test_read_only_share_refuses_writes(
+    vms: VmFactory, tmp_path: Path, share_programs: ProgramsConfig
+) -> None:
     (tmp_path / "file").write_text("kept")
-    config = replace(vms.config(), shares=(ShareConfig(tag="t", directory=tmp_path, readonly=True),))
+    shares = (ShareConfig(tag="t", directory=tmp_path, readonly=True),)
+    config = replace(vms.config(), shares=shares, programs=share_programs)
     command = ["unshare", "--pid", "--mount", "--mount-proc", "--fork", sys.executable, "-m", "vmm"]
     vm = vms.boot(config, command=command)
 
@@ -199,5 +215,20 @@ def test_tap_becomes_an_interface_whose_link_follows_qmp(vms: VmFactory) -> None
 
 def test_guest_has_a_hardware_random_number_generator_unless_told_not_to(vms: VmFactory) -> None:
     assert vms.boot().ask("cat /sys/class/misc/hw_random/rng_current").startswith("virtio_rng")
-    without = vms.boot(replace(vms.config(), rng=False))
+    without = vms.boot(replace(vms.config(), rng=RngConfig(enabled=False)))
     assert not without.ask("cat /sys/class/misc/hw_random/rng_current").startswith("virtio_rng")
+
+
+def test_counters_of_the_devices_are_told(vms: VmFactory) -> None:
+    config = vms.config()
+    vm = vms.boot(replace(config, vsock=VsockConfig(socket=config.runtime_dir / "v.sock")))
+    assert vm.ask("vsock-echo 1024") == "ok"
+    with connect_to_guest(config.runtime_dir / "v.sock", 1024) as connection:
+        assert exchange(connection, b"12345") == b"12345"
+
+    with vm.qmp() as qmp:
+        devices = qmp.execute("x-strato-stats")["devices"]
+
+    counters = {entry["device"]: entry["counters"] for entry in devices}
+    assert (counters["vsock"]["tx_bytes"], counters["vsock"]["rx_bytes"]) == (5, 5)
+    assert counters["rng"]["requests"] >= 1

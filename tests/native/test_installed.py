@@ -10,6 +10,7 @@ import pytest
 
 from tools import layout
 from tools.install import Destination
+from vmm.cli.doctor import BUILT_PARTS
 
 pytestmark = pytest.mark.native
 
@@ -52,6 +53,6 @@ def test_installed_runtime_uses_only_its_own_parts(installed: Destination) -> No
 
     report = _run_in_place(installed, "/opt/strato/bin/strato doctor")
 
-    for name in ("vmlinux", "initramfs.img", "strato-launch", "strato-holder", "libstrato_sys.so"):
+    for name in BUILT_PARTS:
         assert f"/opt/strato/lib/strato/{name}" in report
     assert str(layout.CHECKOUT) not in report

@@ -29,7 +29,8 @@ def test_wheel_brings_working_native_parts(tmp_path: Path) -> None:
     )
     script = (
         f"import sys; sys.path.insert(0, {str(site)!r})\n"
-        "from vmm import paths, sys as native\n"
+        "from vmm import devices, paths, sys as native\n"
+        "devices.EventRing().close()\n"
         "print(native.__file__)\n"
         "native.Pump().close()\n"
         "native.launch(str(paths.launcher()), ['--', '/bin/true'])\n"

@@ -1,8 +1,8 @@
 """The seam between strato-vmm and whatever serves a device over vhost-user.
 
-A starter is given a device of the plan and a private folder, starts what serves it, and returns a
-`Backend` with a connected vhost-user socket for the engine. Reference programs implement it today; device
-cores of our own will return one end of a socketpair and no process.
+Whatever serves a device hands out a `Backend` with a connected vhost-user socket for the engine. Our own
+cores run in this process (`vmm.backends.in_process`) and give one end of a socketpair. Reference programs are
+started by a `BackendStarter`, which is given a device of the plan and a private folder.
 """
 
 import socket
@@ -23,15 +23,18 @@ _LAST_BACKOFF_S = 0.01
 
 @dataclass(frozen=True)
 class Backend:
-    """A running backend; ``connection`` is the front end's side of its vhost-user socket."""
+    """A backend that the engine can talk to."""
 
     device: DevicePlan
-    process: Process
     connection: socket.socket
+    """The front end's side of its vhost-user socket."""
+    program: str
+    """Name of what serves it, for `x-strato-info`."""
+    pid: int
 
 
 class BackendStarter(ABC):
-    """Starts the backend of one kind of device."""
+    """Starts the program that serves one kind of device."""
 
     @abstractmethod
     def start(self, device: DevicePlan, directory: Path, processes: ProcessTable) -> "PendingBackend":
@@ -73,4 +76,6 @@ class PendingBackend:
             time.sleep(backoff)
             backoff = min(2 * backoff, _LAST_BACKOFF_S)
         self.socket_path.unlink(missing_ok=True)
-        return Backend(self.device, self.process, connection)
+        return Backend(
+            device=self.device, connection=connection, program=self.process.name, pid=self.process.pid
+        )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from ..config import BoardName, DriveConfig, NetConfig, ShareConfig, VmConfig, VsockConfig
+from ..config import BoardName, DriveConfig, NetConfig, RngConfig, ShareConfig, VmConfig, VsockConfig
 from ..errors import ConfigError
 
 
@@ -26,7 +26,7 @@ class DeviceKind(StrEnum):
     NET = "net"
 
 
-DeviceSource = VsockConfig | ShareConfig | DriveConfig | NetConfig | None
+DeviceSource = VsockConfig | RngConfig | ShareConfig | DriveConfig | NetConfig | None
 """The part of the configuration behind a device; None for those without settings."""
 
 
@@ -52,6 +52,8 @@ class DevicePlan:
                 detail = f"{path}, {'read-only' if readonly else 'read-write'}, cache {cache}"
             case NetConfig(mac=mac, link_up=link_up):
                 detail = f"{mac}, link {'up' if link_up else 'down'}"
+            case RngConfig(rate_kib=rate, burst_kib=burst):
+                detail = f"{rate} KiB/s, {burst} KiB at once"
             case None:
                 detail = ""
         return f"{self.slot:4}  {self.kind:8} {self.id:16} {detail}".rstrip()

@@ -30,8 +30,8 @@ class MicrovmBoard(Board):
     def plan(self, config: VmConfig, engine_arguments: Sequence[str]) -> MachinePlan:
         """Lay out the machine. Raises ConfigError when the devices need more slots than there are."""
         wanted: list[tuple[DeviceKind, str, DeviceSource]] = [(DeviceKind.CONSOLE, "console", None)]
-        if config.rng:
-            wanted.append((DeviceKind.RNG, "rng", None))
+        if config.rng.enabled:
+            wanted.append((DeviceKind.RNG, "rng", config.rng))
         if config.vsock is not None:
             wanted.append((DeviceKind.VSOCK, "vsock", config.vsock))
         wanted.extend((DeviceKind.FS, f"fs{index}", share) for index, share in enumerate(config.shares))

@@ -18,6 +18,15 @@ from ..errors import ProgramNotFoundError
 MIN_MEMORY_MIB = 1024
 """MiB of available memory below which a sandbox (256 MiB guest, QEMU, shim) and its host get into trouble."""
 
+BUILT_PARTS = (
+    "vmlinux",
+    "initramfs.img",
+    "strato-launch",
+    "strato-holder",
+    "libstrato_sys.so",
+    "libstrato_vmm.so",
+)
+
 
 class Grade(StrEnum):
     """What a finding means for sandboxes."""
@@ -63,7 +72,7 @@ def check_root() -> Iterator[Finding]:
 
 def check_programs() -> Iterator[Finding]:
     """The programs that strato-vmm starts."""
-    for find in (paths.qemu, paths.virtiofsd, paths.vhost_device_vsock):
+    for find in (paths.qemu, paths.virtiofsd):
         try:
             program = find()
         except ProgramNotFoundError as error:
@@ -76,7 +85,7 @@ def check_programs() -> Iterator[Finding]:
 def check_built_parts() -> Iterator[Finding]:
     """The guest and the native parts."""
     library = paths.library_dir()
-    for name in ("vmlinux", "initramfs.img", "strato-launch", "strato-holder", "libstrato_sys.so"):
+    for name in BUILT_PARTS:
         file = library / name
         if file.exists():
             yield Finding(Grade.OK, f"{file} ({file.stat().st_size / (1 << 20):.1f} MiB)")

@@ -81,8 +81,8 @@ def _device(device: DevicePlan, wiring: Wiring, host: QemuHost) -> list[str]:
             ]
         case DeviceKind.RNG:
             return [
-                *("-object", "rng-builtin,id=entropy"),
-                *("-device", f"virtio-rng-device,rng=entropy,{bus}"),
+                *("-chardev", f"socket,id=chr-{device.id},fd={wiring.backend_fds[device.id]}"),
+                *("-device", f"vhost-user-rng,chardev=chr-{device.id},{bus}"),
             ]
         case DeviceKind.VSOCK:
             return [

@@ -48,6 +48,7 @@ class Commands:
             "system_reset": lambda _, done: machine.reset(_empty(done)),
             "set_link": lambda arguments, done: self._set_link(arguments["name"], arguments["up"], done),
             "x-strato-info": self._info,
+            "x-strato-stats": lambda _, done: done({"devices": machine.device_metrics()}),
             "x-strato-console-tail": self._console_tail,
             "x-strato-set-link": lambda arguments, done: self._set_link(
                 arguments["id"], arguments["up"], done

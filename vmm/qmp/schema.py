@@ -47,6 +47,7 @@ COMMANDS: dict[str, CommandSpec] = {
     "system_reset": _NONE,
     "set_link": CommandSpec({"name": Argument(str), "up": Argument(bool)}),
     "x-strato-info": _NONE,
+    "x-strato-stats": _NONE,
     "x-strato-console-tail": _NONE,
     "x-strato-set-link": CommandSpec({"id": Argument(str), "up": Argument(bool)}),
 }

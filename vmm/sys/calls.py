@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import os
 
-from .. import VERSION
+from ..libraries import last_error, load
 from ._strato_sys import ffi as _generated_ffi
-from .errors import LibraryMismatchError, native_error
-from .location import library_path
+from .errors import native_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,51 +32,12 @@ NO_LIMIT = 2**64 - 1
 _EVENT_BATCH = 64
 
 
-def _load() -> Any:
-    path = library_path()
-    try:
-        lib = ffi.dlopen(path)
-    except OSError as error:
-        raise LibraryMismatchError(
-            f"Native library {path} cannot be loaded: {error}; build it (make build)"
-        ) from error
-    try:
-        found = lib.strato_sys_abi_version()
-        version = ffi.string(lib.strato_sys_version()).decode()
-        sizes = {name: getattr(lib, f"strato_sys_sizeof_{name}")() for name in _STRUCTS}
-    except AttributeError as error:
-        raise LibraryMismatchError(
-            f"Native library {path} lacks a function: {error}; rebuild it (make build)"
-        ) from error
-    if (found, version) != (ABI_VERSION, VERSION):
-        raise LibraryMismatchError(
-            f"Native library {path} is version {version} with interface {found}, but this package is "
-            f"{VERSION} with interface {ABI_VERSION}; rebuild it (make build)"
-        )
-    for name, size in sizes.items():
-        if ffi.sizeof(f"strato_sys_{name}") != size:
-            raise LibraryMismatchError(
-                f"Struct strato_sys_{name} has {size} bytes in {path} but "
-                f"{ffi.sizeof(f'strato_sys_{name}')} in the header; regenerate vmm/sys/_strato_sys.py"
-            )
-    return lib
-
-
-_lib = _load()
-
-
-def last_error() -> str:
-    """Return the sentence of this thread's last failed call."""
-    length = _lib.strato_sys_last_error(ffi.NULL, 0)
-    buffer = ffi.new("char[]", length + 1)
-    _lib.strato_sys_last_error(buffer, length + 1)
-    text: bytes = ffi.string(buffer)
-    return text.decode(errors="replace")
+_lib = load(ffi, "strato_sys", ABI_VERSION, _STRUCTS)
 
 
 def _check(code: int) -> None:
     if code < 0:
-        raise native_error(-code, last_error())
+        raise native_error(-code, last_error(ffi, _lib.strato_sys_last_error))
 
 
 def _path(value: str | os.PathLike[str]) -> bytes:

@@ -7,7 +7,16 @@ import pytest
 
 from vmm.boards.base import DeviceKind, board
 from vmm.boards.microvm import MAX_SLOTS
-from vmm.config import BoardName, BootConfig, DriveConfig, NetConfig, ShareConfig, VmConfig, VsockConfig
+from vmm.config import (
+    BoardName,
+    BootConfig,
+    DriveConfig,
+    NetConfig,
+    RngConfig,
+    ShareConfig,
+    VmConfig,
+    VsockConfig,
+)
 from vmm.errors import ConfigError
 
 pytestmark = pytest.mark.unit
@@ -50,13 +59,13 @@ def test_command_line_ends_with_engine_then_user_arguments() -> None:
 
 
 def test_without_rng_the_slot_is_not_wasted() -> None:
-    plan = board(BoardName.MICROVM).plan(replace(CONFIG, rng=False), ())
+    plan = board(BoardName.MICROVM).plan(replace(CONFIG, rng=RngConfig(enabled=False)), ())
 
     assert plan.devices[1].kind is DeviceKind.VSOCK
 
 
 def test_as_many_devices_as_slots_are_planned_and_one_more_is_refused() -> None:
-    small = replace(CONFIG, rng=False, vsock=None, shares=(), nets=())
+    small = replace(CONFIG, rng=RngConfig(enabled=False), vsock=None, shares=(), nets=())
     fitting = replace(small, drives=tuple(drive(index) for index in range(MAX_SLOTS - 1)))
     too_many = replace(small, drives=tuple(drive(index) for index in range(MAX_SLOTS)))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vmm.config import BootConfig, DriveConfig, NetConfig, ShareConfig, VmConfig, VsockConfig
+from vmm.config import BootConfig, DriveConfig, NetConfig, RngConfig, ShareConfig, VmConfig, VsockConfig
 from vmm.decoding import MAX_CONFIG_BYTES, dump, load, parse
 from vmm.errors import ConfigError
 
@@ -38,7 +38,8 @@ def test_minimal_config_has_the_documented_defaults() -> None:
         1,
         256,
     )
-    assert (config.rng, config.vsock, config.drives, config.console.ring_kib) == (True, None, (), 64)
+    assert (config.rng, config.vsock, config.drives) == (RngConfig(), None, ())
+    assert config.console.ring_kib == 64
 
 
 def test_dump_of_full_config_parses_to_an_equal_one() -> None:
@@ -74,6 +75,7 @@ def test_toml_with_relative_paths_is_relative_to_its_folder(tmp_path: Path) -> N
         ({"memory": {"size_mib": 31}}, "memory.size_mib"),
         ({"memory": {"size_mib": 1.5}}, "memory.size_mib"),
         ({"rng": 1}, "rng"),
+        ({"rng": {"burst_kib": 63}}, "rng.burst_kib"),
         ({"runtime_dir": "relative"}, "runtime_dir"),
         ({"runtime_dir": "/" + "x" * 80}, "runtime_dir"),
         ({"drives": {}}, "drives"),

@@ -16,7 +16,7 @@ from vmm.errors import ConfigError
 
 pytestmark = pytest.mark.unit
 
-WIRING = Wiring(console_fd=20, backend_fds={"vsock": 21, "fs0": 22})
+WIRING = Wiring(console_fd=20, backend_fds={"rng": 23, "vsock": 21, "fs0": 22})
 
 
 def build(config: VmConfig, block_devices: frozenset[Path] = frozenset()) -> list[str]:
@@ -31,7 +31,7 @@ def options(arguments: list[str], name: str) -> list[str]:
 def test_slots_descend_from_the_last_bus() -> None:
     devices = options(build(CONFIG), "device")
 
-    for kind, bus in (("virtio-serial-device", 23), ("virtio-rng-device", 22), ("virtio-net-device", 17)):
+    for kind, bus in (("virtio-serial-device", 23), ("vhost-user-rng", 22), ("virtio-net-device", 17)):
         (line,) = [device for device in devices if device.startswith(kind)]
         assert f"bus=virtio-mmio-bus.{bus}" in line.split(",")
 
@@ -40,6 +40,7 @@ def test_backends_and_console_get_their_descriptors() -> None:
     assert options(build(CONFIG), "chardev") == [
         "socket,id=qmp,fd=19",
         "socket,id=console,fd=20",
+        "socket,id=chr-rng,fd=23",
         "socket,id=chr-vsock,fd=21",
         "socket,id=chr-fs0,fd=22",
     ]

@@ -11,19 +11,21 @@ from pathlib import Path
 import pytest
 
 from vmm import VERSION, paths
+from vmm.libraries import library_path
 from vmm.sys import NativeBugError, PumpOwnerError
 from vmm.sys.errors import native_error
 from vmm.sys.launch import LaunchError, _started_pid
-from vmm.sys.location import library_path
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).resolve().parents[4]
 
 
-def test_generated_module_matches_the_header() -> None:
+@pytest.mark.parametrize("name", ["sys/_strato_sys.py", "devices/_strato_vmm.py"])
+def test_generated_module_matches_the_header(name: str) -> None:
     generator = runpy.run_path(str(ROOT / "vmm" / "native" / "generate.py"))
-    assert generator["generated_source"]() == (ROOT / "vmm" / "sys" / "_strato_sys.py").read_text()
+    module = ROOT / "vmm" / name
+    assert generator["generated_source"](module) == module.read_text()
 
 
 def test_versions_of_both_languages_are_equal() -> None:
@@ -34,7 +36,7 @@ def test_versions_of_both_languages_are_equal() -> None:
 @pytest.mark.parametrize("override", ["", "/somewhere/else"])
 def test_library_path_equals_that_of_vmm_paths(override: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(paths.LIBRARY_DIR_VARIABLE, override)
-    assert library_path() == str(paths.library_dir() / "libstrato_sys.so")
+    assert library_path("libx.so") == str(paths.library_dir() / "libx.so")
 
 
 def run_python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -44,26 +46,29 @@ def run_python(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_import_needs_nothing_heavy() -> None:
+@pytest.mark.parametrize("package", ["vmm.sys", "vmm.devices"])
+def test_import_needs_nothing_heavy(package: str) -> None:
     site = next(path for path in sys.path if path.endswith("site-packages"))
     code = (
         f"import sys, os; sys.path[:0] = [{str(ROOT)!r}, {site!r}]; "
-        "before = set(sys.modules); import vmm.sys; "
+        f"before = set(sys.modules); import {package}; "
         "print(*sorted(name for name in set(sys.modules) - before if not name.startswith('vmm')))"
     )
     done = subprocess.run([sys.executable, "-ISc", code], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) <= {"__future__", "_cffi_backend", "errno"}
 
 
-def test_missing_library_is_an_import_error_that_says_what_to_do(tmp_path: Path) -> None:
-    done = run_python("import vmm.sys", STRATO_LIBRARY_DIR=str(tmp_path))
+@pytest.mark.parametrize("package", ["vmm.sys", "vmm.devices"])
+def test_missing_library_is_an_import_error_that_says_what_to_do(package: str, tmp_path: Path) -> None:
+    done = run_python(f"import {package}", STRATO_LIBRARY_DIR=str(tmp_path))
     assert done.returncode == 1
     assert "LibraryMismatchError: Native library" in done.stderr
     assert "make build" in done.stderr
 
 
-def test_library_of_another_version_is_refused() -> None:
-    done = run_python("import vmm; vmm.VERSION = '9.9.9'\nimport vmm.sys")
+@pytest.mark.parametrize("package", ["vmm.sys", "vmm.devices"])
+def test_library_of_another_version_is_refused(package: str) -> None:
+    done = run_python(f"import vmm; vmm.VERSION = '9.9.9'\nimport {package}")
     assert "but this package is 9.9.9" in done.stderr
 
 

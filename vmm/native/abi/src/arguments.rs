@@ -4,12 +4,15 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use strato_devices::block::{CacheMode, EngineChoice};
+use strato_devices::fs::passthrough::CachePolicy;
 use strato_devices::{BucketConfig, Limits};
 
 const USAGE: &str = "usage: strato-vhost-device rng --socket PATH [--once]\n\
        strato-vhost-device block --socket PATH --file PATH [--readonly] [--serial TEXT] [--cache none|writeback|direct] \
        [--queues N] [--bandwidth BYTES[:BURST]] [--operations N[:BURST]] [--engine auto|uring|pool] [--once]\n\
-       strato-vhost-device vsock --socket PATH --uds PATH --guest-cid N [--max-connections N] [--once]";
+       strato-vhost-device vsock --socket PATH --uds PATH --guest-cid N [--max-connections N] [--once]\n\
+       strato-vhost-device fs --socket PATH --directory PATH [--cache auto|always|none] [--readonly] [--tag TEXT] \
+       [--threads N] [--writeback] [--once]";
 
 const DEFAULT_MAX_CONNECTIONS: usize = 4096;
 
@@ -19,6 +22,19 @@ pub(crate) enum Device {
     Rng,
     Block(Block),
     Vsock { path: PathBuf, guest_cid: u64, max_connections: usize },
+    Fs(Share),
+}
+
+/// A folder to be shared.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Share {
+    pub(crate) directory: PathBuf,
+    pub(crate) cache: CachePolicy,
+    pub(crate) readonly: bool,
+    pub(crate) tag: String,
+    /// None: as many as the device thinks best.
+    pub(crate) threads: Option<usize>,
+    pub(crate) writeback: bool,
 }
 
 /// What is asked of a block device.
@@ -56,6 +72,11 @@ struct Options {
     limits: Limits,
     engine: EngineChoice,
     once: bool,
+    directory: Option<PathBuf>,
+    cache_policy: CachePolicy,
+    tag: Option<String>,
+    threads: Option<usize>,
+    writeback: bool,
 }
 
 fn number<T: std::str::FromStr>(option: &str, word: &OsString) -> Result<T, String> {
@@ -92,6 +113,7 @@ impl Arguments {
             let flag = match name {
                 "--once" => Some(&mut options.once),
                 "--readonly" => Some(&mut options.readonly),
+                "--writeback" => Some(&mut options.writeback),
                 _ => None,
             };
             if let Some(flag) = flag {
@@ -105,6 +127,14 @@ impl Arguments {
                 "--file" => options.file = Some(value()?.into()),
                 "--serial" => options.serial = Some(value()?.to_string_lossy().into_owned()),
                 "--guest-cid" => options.guest_cid = Some(number(name, &value()?)?),
+                "--cache" if kind == "fs" => {
+                    let known = [
+                        ("auto", CachePolicy::Auto),
+                        ("always", CachePolicy::Always),
+                        ("none", CachePolicy::None),
+                    ];
+                    options.cache_policy = one_of(name, &value()?, known)?;
+                }
                 "--cache" => {
                     let known = [
                         ("none", CacheMode::None),
@@ -125,6 +155,9 @@ impl Arguments {
                 "--bandwidth" => options.limits.bandwidth = Some(limit(name, &value()?)?),
                 "--operations" => options.limits.operations = Some(limit(name, &value()?)?),
                 "--max-connections" => options.max_connections = Some(number(name, &value()?)?),
+                "--directory" => options.directory = Some(value()?.into()),
+                "--tag" => options.tag = Some(value()?.to_string_lossy().into_owned()),
+                "--threads" => options.threads = Some(number(name, &value()?)?),
                 _ => return Err(format!("Unknown argument {}; {USAGE}", word.to_string_lossy())),
             }
         }
@@ -145,6 +178,15 @@ impl Arguments {
                 guest_cid: options.guest_cid.ok_or_else(missing("--guest-cid"))?,
                 max_connections: options.max_connections.unwrap_or(DEFAULT_MAX_CONNECTIONS),
             },
+            Some("fs") => Device::Fs(Share {
+                directory: options.directory.ok_or_else(missing("--directory"))?,
+                cache: options.cache_policy,
+                readonly: options.readonly,
+                // Front ends such as QEMU have a tag of their own and never ask for this one.
+                tag: options.tag.unwrap_or_else(|| "share".into()),
+                threads: options.threads,
+                writeback: options.writeback,
+            }),
             _ => return Err(format!("No such device or options: {}; {USAGE}", kind.to_string_lossy())),
         };
         Ok(Self { device, socket: options.socket.ok_or_else(missing("--socket"))?, once: options.once })
@@ -181,6 +223,17 @@ mod tests {
         let device = Device::Vsock { path: "/u".into(), guest_cid: 3, max_connections: 9 };
         let vsock = Arguments { device, socket: "/s".into(), once: false };
         assert_eq!(parse("vsock --uds /u --guest-cid 3 --socket /s --max-connections 9"), Ok(vsock));
+        let share = Share {
+            directory: "/d".into(),
+            cache: CachePolicy::None,
+            readonly: true,
+            tag: "root".into(),
+            threads: Some(3),
+            writeback: true,
+        };
+        let fs = Arguments { device: Device::Fs(share), socket: "/s".into(), once: false };
+        let line = "fs --socket /s --directory /d --cache none --readonly --tag root --threads 3 --writeback";
+        assert_eq!(parse(line), Ok(fs));
     }
 
     #[test]
@@ -194,6 +247,8 @@ mod tests {
             ("vsock --socket /s --uds /u", "--guest-cid is missing"),
             ("vsock --socket /s --uds /u --guest-cid three", "not three"),
             ("block --socket /s", "--file is missing"),
+            ("fs --socket /s", "--directory is missing"),
+            ("fs --socket /s --directory /d --cache never", "auto, always, none, not never"),
             ("block --cache back", "none, writeback, direct, not back"),
             ("block --operations 0", "--operations needs a number"),
             ("block --bandwidth 5:x", "not 5:x"),

@@ -7,15 +7,20 @@ mod arguments;
 
 use std::fs::OpenOptions;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use strato_devices::block::{Block, BlockConfig};
+use strato_devices::fs::passthrough::{Passthrough, PassthroughConfig, Root, ShareConfig};
+use strato_devices::fs::{Fs, FsConfig};
 use strato_devices::rng::{Rng, RngConfig};
 use strato_devices::vsock::{Vsock, VsockConfig};
 use strato_vhost_user::Server;
 use strato_virtio::DeviceCore;
+use strato_vmm::device::chain;
 
-use self::arguments::{Arguments, Device};
+use self::arguments::{Arguments, Device, Share};
 
 /// A wrong command line, as in sysexits.h.
 const EXIT_USAGE: u8 = 64;
@@ -71,6 +76,11 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
                 max_connections: *max_connections,
             })?)
         }
+        Device::Fs(share) => {
+            // One descriptor for each file that the guest knows of.
+            raise_descriptor_limit(u64::MAX);
+            fs(share)?
+        }
     };
     let server = Server::new(&arguments.socket, core)?;
     let mut report = |what: &dyn std::fmt::Display| log(&format!("Refused a front-end request: {what}"));
@@ -80,6 +90,23 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
         server.serve(&mut report)?
     }
     Ok(())
+}
+
+fn fs(share: &Share) -> Result<Box<dyn DeviceCore>, Box<dyn std::error::Error>> {
+    let directory = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(&share.directory)?;
+    let shared =
+        ShareConfig { cache: share.cache, readonly: share.readonly, ..ShareConfig::new(directory.into()) };
+    let host = Passthrough::new(PassthroughConfig::new(Root::Directory(shared))?)?;
+    let mut config = FsConfig {
+        tag: share.tag.clone(),
+        cache: share.cache,
+        writeback: share.writeback,
+        ..FsConfig::default()
+    };
+    if let Some(threads) = share.threads {
+        config.threads = threads;
+    }
+    Ok(Box::new(Fs::new(config, Arc::new(host))?))
 }
 
 /// Raises the soft limit of open files to `wanted`, or as far as the hard limit lets it.
@@ -92,17 +119,6 @@ fn raise_descriptor_limit(wanted: u64) {
     limit.rlim_cur = wanted.min(limit.rlim_max);
     // SAFETY: as above. If it fails, fewer streams fit, and those beyond wait for their turn.
     unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 fn log(line: &str) {

@@ -5,6 +5,7 @@
 
 pub mod block;
 mod bucket;
+pub mod fs;
 mod limits;
 pub mod rng;
 mod timer;

@@ -7,11 +7,9 @@
     reason = "the header states once what holds for all of them"
 )]
 
-use std::cell::RefCell;
 use std::ffi::{CStr, c_char, c_int, c_uint};
-use std::os::fd::{IntoRawFd, OwnedFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use strato_plumbing::border::{self, check_size, null, optional, required, store, store_fd};
 use strato_plumbing::parent::set_parent_death_signal;
 use strato_plumbing::{Failure, Result};
 
@@ -28,65 +26,8 @@ const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_V
     Err(_) => c"",
 };
 
-thread_local! {
-    static LAST_ERROR: RefCell<String> = const { RefCell::new(String::new()) };
-}
-
-/// Runs one call: 0 or a negative errno, whatever happens inside.
 fn border(work: impl FnOnce() -> Result<()>) -> i32 {
-    let failure = match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(())) => return 0,
-        Ok(Err(failure)) => failure,
-        Err(_) => Failure::new("A bug in libstrato_sys.so (it panicked; see stderr)", libc::ENOTRECOVERABLE),
-    };
-    LAST_ERROR.with(|text| *text.borrow_mut() = failure.to_string());
-    -failure.errno()
-}
-
-fn null(what: &str) -> Failure {
-    Failure::refused(format!("Argument {what} is a null pointer"))
-}
-
-/// # Safety
-/// `text` is null or a NUL-terminated string that outlives the call.
-unsafe fn optional<'a>(text: *const c_char) -> Option<&'a CStr> {
-    // SAFETY: passed on to the caller.
-    if text.is_null() { None } else { Some(unsafe { CStr::from_ptr(text) }) }
-}
-
-/// # Safety
-/// As [`optional`].
-unsafe fn required<'a>(text: *const c_char, what: &str) -> Result<&'a CStr> {
-    // SAFETY: passed on to the caller.
-    unsafe { optional(text) }.ok_or_else(|| null(what))
-}
-
-/// # Safety
-/// `place` is null or writable.
-unsafe fn store<T>(place: *mut T, value: T) -> Result<()> {
-    if place.is_null() {
-        return Err(null("ret"));
-    }
-    // SAFETY: not null, and the caller vouches for the rest.
-    unsafe { place.write(value) };
-    Ok(())
-}
-
-/// # Safety
-/// As [`store`]; a descriptor that cannot be handed over is closed.
-unsafe fn store_fd(place: *mut i32, fd: OwnedFd) -> Result<()> {
-    if place.is_null() {
-        return Err(null("ret"));
-    }
-    // SAFETY: passed on to the caller.
-    unsafe { store(place, fd.into_raw_fd()) }
-}
-
-fn check_size<T>(size: u64, name: &str) -> Result<()> {
-    if size == size_of::<T>() as u64 {
-        return Ok(());
-    }
-    Err(Failure::refused(format!("{name} has {size} bytes, this library wants {}", size_of::<T>())))
+    border::run("libstrato_sys.so", work)
 }
 
 #[unsafe(no_mangle)]
@@ -101,17 +42,8 @@ pub extern "C" fn strato_sys_version() -> *const c_char {
 
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn strato_sys_last_error(buffer: *mut c_char, capacity: usize) -> usize {
-    LAST_ERROR.with(|text| {
-        let text = text.borrow();
-        if !buffer.is_null() && capacity > 0 {
-            let count = text.len().min(capacity - 1);
-            // SAFETY: `buffer` is writable for `capacity` bytes (header) and count < capacity.
-            unsafe { std::ptr::copy_nonoverlapping(text.as_ptr().cast(), buffer, count) };
-            // SAFETY: as above.
-            unsafe { buffer.add(count).write(0) };
-        }
-        text.len()
-    })
+    // SAFETY: the header's rule for buffers.
+    unsafe { border::last_error(buffer, capacity) }
 }
 
 #[unsafe(no_mangle)]

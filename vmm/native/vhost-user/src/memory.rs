@@ -1,6 +1,7 @@
 //! The front end's memory table: mapping it, and translating the front end's addresses to the guest's.
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use strato_virtio::{GuestRam, GuestRamHandle};
@@ -30,7 +31,10 @@ impl MemoryTable {
         let mut mapped = Vec::with_capacity(regions.len());
         let mut translations = Vec::with_capacity(regions.len());
         for (region, file) in regions.iter().zip(files) {
-            // Touching a page beyond the end of the file would be a SIGBUS for the whole process.
+            // Touching a page beyond the end of the file would be a SIGBUS for the whole process. So it must not
+            // become shorter later: a memfd can be told, and QEMU's own says so already.
+            // SAFETY: no pointers are passed.
+            unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) };
             let end = region.mmap_offset.checked_add(region.memory_size).ok_or(Error::InvalidParam)?;
             if file.metadata().map_err(Error::ReqHandlerError)?.len() < end {
                 return Err(Error::InvalidParam);

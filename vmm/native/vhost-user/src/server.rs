@@ -6,48 +6,16 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use strato_virtio::{DeviceCore, DeviceHost, Worker};
-use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
+use strato_virtio::DeviceCore;
 
-use crate::notifier::CallNotifier;
-use crate::session::Session;
-
-/// Why a device cannot be served.
-#[derive(Debug)]
-pub enum ServerError {
-    /// The listening socket.
-    Listen(io::Error),
-    /// The device could not be set up on this host.
-    Device(io::Error),
-    /// The device's thread has ended.
-    Worker,
-}
-
-impl fmt::Display for ServerError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Listen(_) => "Cannot listen for the front end",
-            Self::Device(_) => "Cannot set the device up",
-            Self::Worker => "Device thread has ended",
-        })
-    }
-}
-
-impl std::error::Error for ServerError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Listen(error) | Self::Device(error) => Some(error),
-            Self::Worker => None,
-        }
-    }
-}
+use crate::shell::{ServerError, Shell, Unobserved};
 
 /// One device on one socket, one front end at a time.
 pub struct Server {
     listener: UnixListener,
-    session: Arc<Mutex<Session>>,
+    shell: Shell,
 }
 
 /// A socket nobody listens on is left over from a process that was killed: its name may be taken.
@@ -83,12 +51,8 @@ impl Server {
     /// # Errors
     /// [`ServerError`]
     pub fn from_listener(listener: UnixListener, core: Box<dyn DeviceCore>) -> Result<Self, ServerError> {
-        let info = core.info().clone();
-        let notifier = CallNotifier::new(info.queue_sizes.len());
-        let host = DeviceHost::new(core, Box::new(notifier.clone())).map_err(ServerError::Device)?;
-        let worker = Worker::start(info.name, host).map_err(ServerError::Device)?;
-        let session = Arc::new(Mutex::new(Session::new(worker, info, notifier)));
-        Ok(Self { listener, session })
+        let name = core.info().name;
+        Ok(Self { listener, shell: Shell::new(name, core, Arc::new(Unobserved))? })
     }
 
     /// Waits for a front end and serves it until it goes. `report` hears of refused requests.
@@ -97,25 +61,7 @@ impl Server {
     /// The socket failed, or the device is lost. A front end that misbehaves or goes is not an error.
     pub fn serve_one(&self, report: &mut dyn FnMut(&dyn fmt::Display)) -> Result<(), ServerError> {
         let (stream, _) = self.listener.accept().map_err(ServerError::Listen)?;
-        let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&self.session));
-        let outcome = loop {
-            match requests.handle_request() {
-                Ok(()) => {}
-                Err(ProtocolError::Disconnected) => break Ok(()),
-                Err(ProtocolError::BackendInternalError) => break Err(ServerError::Worker),
-                Err(
-                    error @ (ProtocolError::InvalidOperation(_)
-                    | ProtocolError::InvalidParam
-                    | ProtocolError::ReqHandlerError(_)),
-                ) => report(&error),
-                Err(error) => {
-                    report(&error);
-                    break Ok(());
-                }
-            }
-        };
-        self.session.lock().unwrap_or_else(PoisonError::into_inner).disconnected();
-        outcome
+        self.shell.serve(stream, report)
     }
 
     /// Serves one front end after the other, for ever.

@@ -18,6 +18,7 @@ use vhost::vhost_user::{
     Error, GpuBackend, Result, VhostUserBackendReqHandlerMut, VhostUserProtocolFeatures,
 };
 
+use crate::channel::ChannelRequest;
 use crate::memory::MemoryTable;
 use crate::notifier::CallNotifier;
 
@@ -43,6 +44,7 @@ pub(crate) struct Session {
     memory: MemoryTable,
     vrings: Vec<Vring>,
     features: u64,
+    protocol_features: u64,
 }
 
 impl From<WorkerGone> for Error {
@@ -62,7 +64,15 @@ impl From<WorkerError> for WorkerGone {
 impl Session {
     pub(crate) fn new(worker: Worker, info: DeviceInfo, notifier: CallNotifier) -> Self {
         let vrings = info.queue_sizes.iter().map(|_| Vring::default()).collect();
-        Self { worker, info, notifier, memory: MemoryTable::default(), vrings, features: 0 }
+        Self {
+            worker,
+            info,
+            notifier,
+            memory: MemoryTable::default(),
+            vrings,
+            features: 0,
+            protocol_features: 0,
+        }
     }
 
     fn call<T: Send + 'static>(&self, call: impl FnOnce(&mut DeviceHost) -> T + Send + 'static) -> Result<T> {
@@ -136,6 +146,18 @@ impl Session {
         Ok(())
     }
 
+    /// The front end gave the channel on which the device speaks first; whether it may, and whether it wants to
+    /// be answered.
+    pub(crate) fn set_channel(&mut self, request: ChannelRequest) -> (bool, bool) {
+        let agreed = |feature: VhostUserProtocolFeatures| self.protocol_features & feature.bits() != 0;
+        let accepted = agreed(VhostUserProtocolFeatures::BACKEND_REQ);
+        let answer = request.need_reply && agreed(VhostUserProtocolFeatures::REPLY_ACK);
+        if accepted {
+            self.notifier.set_channel(Some(request.channel));
+        }
+        (accepted, answer)
+    }
+
     /// The front end is gone. The device lets go of its memory and descriptors and waits for the next one;
     /// rings remember where they were.
     pub(crate) fn disconnected(&mut self) {
@@ -143,6 +165,7 @@ impl Session {
         let _ = self.call(DeviceHost::forget_memory);
         self.notifier.clear();
         self.memory = MemoryTable::default();
+        self.protocol_features = 0;
         self.vrings.iter_mut().for_each(|vring| *vring = Vring::default());
     }
 }
@@ -258,10 +281,12 @@ impl VhostUserBackendReqHandlerMut for Session {
         Ok(VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::RESET_DEVICE)
     }
 
-    fn set_protocol_features(&mut self, _features: u64) -> Result<()> {
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        self.protocol_features = features;
         Ok(())
     }
 

@@ -23,6 +23,12 @@ pub enum Notification {
 pub trait Notifier: Send {
     /// Tells the driver. Must not wait.
     fn notify(&self, what: Notification);
+
+    /// The driver broke the protocol; [`Notification::NeedsReset`] follows. For the host's records.
+    fn faulted(&self, _fault: &DeviceFault) {}
+
+    /// The host's side of the device failed; the guest has its answer. For the host's records.
+    fn backend_failed(&self, _error: &std::io::Error) {}
 }
 
 /// What a device is, before anything runs: the same for every shell.
@@ -204,6 +210,11 @@ impl DeviceIo<'_> {
     /// Tells the driver that the configuration space changed.
     pub fn notify_config(&self) {
         self.notifier.notify(Notification::Config);
+    }
+
+    /// Tells the host that the backend failed. The guest is answered by the device, not by this.
+    pub fn report_backend_error(&self, error: &std::io::Error) {
+        self.notifier.backend_failed(error);
     }
 }
 

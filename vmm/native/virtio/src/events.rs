@@ -15,6 +15,9 @@ pub(crate) const COMMAND_TOKEN: u64 = 1 << 63;
 pub enum Interest {
     /// Readable, level-triggered: for listeners and timers, which are emptied at every wake-up.
     Readable,
+    /// Readable, edge-triggered: for eventfds, each write of which is an event of its own. They need not be
+    /// read.
+    Signals,
     /// Readable, writable and hang-up, edge-triggered: the core remembers the state itself, so that a
     /// stalled stream costs neither wake-ups nor system calls.
     Edges,
@@ -57,6 +60,7 @@ impl Events {
     pub fn add(&self, fd: RawFd, token: u64, interest: Interest) -> io::Result<()> {
         let set = match interest {
             Interest::Readable => EventSet::IN,
+            Interest::Signals => EventSet::IN | EventSet::EDGE_TRIGGERED,
             Interest::Edges => {
                 EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED
             }

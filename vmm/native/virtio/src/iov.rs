@@ -97,11 +97,28 @@ impl<'ram> GuestBuffers<'ram> {
         usize::try_from(read).map_err(|_| io::Error::last_os_error())
     }
 
+    /// As [`Self::read_file_at`], but fails with EAGAIN rather than wait for the medium (RWF_NOWAIT); with
+    /// EOPNOTSUPP if the file system does not know.
+    pub fn read_cached_file_at(&mut self, fd: RawFd, offset: i64) -> io::Result<usize> {
+        let count = self.iovecs.len() as libc::c_int;
+        // SAFETY: as in `receive_from`.
+        let read = unsafe { libc::preadv2(fd, self.iovecs.as_ptr(), count, offset, libc::RWF_NOWAIT) };
+        usize::try_from(read).map_err(|_| io::Error::last_os_error())
+    }
+
     /// Writes the buffers to the file `fd` at `offset`; may write less.
     pub fn write_file_at(&mut self, fd: RawFd, offset: i64) -> io::Result<usize> {
         let count = self.iovecs.len() as libc::c_int;
         // SAFETY: as in `send_to`.
         let written = unsafe { libc::pwritev(fd, self.iovecs.as_ptr(), count, offset) };
+        usize::try_from(written).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Writes the buffers to the end of the file `fd`, wherever it is then (RWF_APPEND); may write less.
+    pub fn append_to_file(&mut self, fd: RawFd) -> io::Result<usize> {
+        let count = self.iovecs.len() as libc::c_int;
+        // SAFETY: as in `send_to`.
+        let written = unsafe { libc::pwritev2(fd, self.iovecs.as_ptr(), count, 0, libc::RWF_APPEND) };
         usize::try_from(written).map_err(|_| io::Error::last_os_error())
     }
 

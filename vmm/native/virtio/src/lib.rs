@@ -22,6 +22,7 @@ pub mod mock;
 pub mod random;
 pub mod record;
 mod ring;
+pub mod thread;
 pub mod transport;
 mod worker;
 
@@ -36,7 +37,7 @@ pub use self::features::{
 pub use self::host::{DeviceHost, RingStart};
 pub use self::iov::{GuestBuffers, MAX_IOVECS, OwnedGuestBuffers};
 pub use self::ring::{MAX_RING_SIZE, Ring, RingError, RingLayout};
-pub use self::worker::{Worker, WorkerError};
+pub use self::worker::{Worker, WorkerEnd, WorkerError, panic_text};
 
 use std::sync::Arc;
 

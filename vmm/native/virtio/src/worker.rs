@@ -1,15 +1,18 @@
 //! The thread of a device. It owns the [`DeviceHost`]; others send it commands and wait for the answer.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::events::{COMMAND_TOKEN, Interest};
 use crate::host::DeviceHost;
+use crate::thread::spawn;
 
 type Command = Box<dyn FnOnce(&mut DeviceHost) + Send>;
 
@@ -25,6 +28,23 @@ impl fmt::Display for WorkerError {
 
 impl std::error::Error for WorkerError {}
 
+/// How a device thread came to its end.
+#[derive(Debug)]
+pub enum WorkerEnd {
+    /// It was told to.
+    Stopped,
+    /// Its epoll descriptor failed.
+    Failed(io::Error),
+    /// A bug: the text of the panic.
+    Panicked(String),
+}
+
+/// The words of a caught panic.
+pub fn panic_text(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no words").to_owned()
+}
+
 /// A running device thread. Dropping it stops the thread and waits for it.
 #[derive(Debug)]
 pub struct Worker {
@@ -39,11 +59,28 @@ impl Worker {
     /// # Errors
     /// No descriptor or thread to be had.
     pub fn start(name: &str, host: DeviceHost) -> io::Result<Self> {
+        Self::start_watched(name, host, |_| ())
+    }
+
+    /// As [`Self::start`]; `ended` is called on the thread when nothing more comes from it. A panic of the
+    /// device goes no further than that.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_watched(
+        name: &str,
+        host: DeviceHost,
+        ended: impl FnOnce(WorkerEnd) + Send + 'static,
+    ) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let woken = wake.try_clone()?;
         host.events().add(woken.as_raw_fd(), COMMAND_TOKEN, Interest::Readable)?;
         let (commands, inbox) = channel();
-        let thread = Builder::new().name(name.to_owned()).spawn(move || serve(host, &woken, &inbox))?;
+        let thread = spawn(name, move || {
+            // Nothing of the host is looked at afterwards: it is gone with everything that it held.
+            let end = catch_unwind(AssertUnwindSafe(|| serve(host, &woken, inbox)));
+            ended(end.unwrap_or_else(|payload| WorkerEnd::Panicked(panic_text(payload.as_ref()))));
+        })?;
         Ok(Self { commands: Some(commands), wake, thread: Some(thread) })
     }
 
@@ -72,16 +109,17 @@ impl Drop for Worker {
         self.commands = None;
         let _ = self.wake.write(1);
         if let Some(thread) = self.thread.take() {
-            // A panic of the device thread has been reported on stderr by then; there is no more to do.
+            // A panic of the device has been reported by then; there is no more to do.
             let _ = thread.join();
         }
     }
 }
 
-fn serve(mut host: DeviceHost, woken: &EventFd, inbox: &Receiver<Command>) {
+/// Takes the inbox by value, so that whoever waits for an answer hears of a panic before it is reported.
+fn serve(mut host: DeviceHost, woken: &EventFd, inbox: Receiver<Command>) -> WorkerEnd {
     loop {
-        if host.turn(-1).is_err() {
-            return;
+        if let Err(error) = host.turn(-1) {
+            return WorkerEnd::Failed(error);
         }
         if !host.take_commands_ready() {
             continue;
@@ -92,7 +130,7 @@ fn serve(mut host: DeviceHost, woken: &EventFd, inbox: &Receiver<Command>) {
             match inbox.try_recv() {
                 Ok(command) => command(&mut host),
                 Err(std::sync::mpsc::TryRecvError::Empty) => break,
-                Err(std::sync::mpsc::TryRecvError::Disconnected) => return,
+                Err(std::sync::mpsc::TryRecvError::Disconnected) => return WorkerEnd::Stopped,
             }
         }
     }

@@ -70,6 +70,14 @@ pub(super) enum Pieces {
 impl Buffers {
     pub(super) const MOST_ZEROS: usize = ZEROS.0.len();
 
+    /// Bytes left.
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Guest(buffers) => buffers.len(),
+            Self::Bounce(_, len) | Self::Zeros(len) => *len,
+        }
+    }
+
     /// The memory, for as long as `self` is neither changed nor dropped. Moving it is harmless: what the
     /// pieces name is on the heap or in guest memory.
     pub(super) fn pieces(&mut self) -> Pieces {

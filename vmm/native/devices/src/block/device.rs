@@ -113,7 +113,7 @@ impl Block {
             return refused(format!("A disk has 1 to {MAX_QUEUES} queues, not {}", config.num_queues));
         }
         let disk = Disk::new(config.file, config.cache)?;
-        let engine = engine::create(config.engine, &disk.file, MAX_IN_FLIGHT)?;
+        let engine = engine::create(config.engine, &disk, MAX_IN_FLIGHT)?;
         let settings = Settings {
             readonly: config.readonly,
             serial: config.serial,

@@ -19,4 +19,15 @@ impl RngMetrics {
     pub(super) fn add(counter: &AtomicU64, amount: u64) {
         counter.fetch_add(amount, Ordering::Relaxed);
     }
+
+    /// All counters by name.
+    pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        vec![
+            ("requests", read(&self.requests)),
+            ("bytes", read(&self.bytes)),
+            ("throttled", read(&self.throttled)),
+            ("failures", read(&self.failures)),
+        ]
+    }
 }

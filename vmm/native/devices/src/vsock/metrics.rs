@@ -25,4 +25,18 @@ impl VsockMetrics {
     pub(super) fn add(counter: &AtomicU64, amount: usize) {
         counter.fetch_add(amount as u64, Ordering::Relaxed);
     }
+
+    /// All counters by name.
+    pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        vec![
+            ("tx_packets", read(&self.tx_packets)),
+            ("tx_bytes", read(&self.tx_bytes)),
+            ("rx_packets", read(&self.rx_packets)),
+            ("rx_bytes", read(&self.rx_bytes)),
+            ("opened", read(&self.opened)),
+            ("closed", read(&self.closed)),
+            ("refused", read(&self.refused)),
+        ]
+    }
 }

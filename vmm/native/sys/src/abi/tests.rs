@@ -43,30 +43,6 @@ fn last_error() -> String {
 }
 
 #[test]
-fn border_keeps_the_text_and_returns_the_errno() {
-    assert_eq!(border(|| Err(Failure::new("Cannot frob", libc::EPERM))), -libc::EPERM);
-    assert_eq!(last_error(), "Cannot frob: Operation not permitted");
-    assert_eq!(border(|| Ok(())), 0);
-}
-
-#[test]
-fn border_stops_a_panic() {
-    assert_eq!(border(|| panic!("on purpose")), -libc::ENOTRECOVERABLE);
-    assert!(last_error().contains("bug"));
-}
-
-#[test]
-fn last_error_is_cut_and_tells_its_length() {
-    border(|| Err(Failure::refused("abcdef")));
-    let mut buffer = [1 as c_char; 4];
-    // SAFETY: the buffer is writable for its length.
-    assert_eq!(unsafe { strato_sys_last_error(buffer.as_mut_ptr(), 4) }, 6);
-    assert_eq!(buffer, [b'a' as c_char, b'b' as c_char, b'c' as c_char, 0]);
-    // SAFETY: null is allowed.
-    assert_eq!(unsafe { strato_sys_last_error(std::ptr::null_mut(), 0) }, 6);
-}
-
-#[test]
 fn wrong_sizes_and_null_pointers_are_refused() {
     let mut reading = RawTscReading { size: 3, method: 0, khz: 0 };
     // SAFETY: the place is live.

@@ -5,13 +5,13 @@
 //! kernel may still write to.
 
 mod pool;
+mod shortcut;
 mod uring;
 
-use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::Arc;
 
+use super::backend::Disk;
 use super::buffers::Buffers;
 
 pub(super) use self::pool::Pool;
@@ -91,20 +91,20 @@ pub(super) trait Engine: Send {
     fn cancel(&mut self);
 }
 
-/// The engine for `file`, with room for `slots` jobs at a time.
+/// The engine for `disk`, with room for `slots` jobs at a time.
 ///
 /// # Errors
 /// The engine asked for cannot be had.
-pub(super) fn create(choice: EngineChoice, file: &Arc<File>, slots: usize) -> io::Result<Box<dyn Engine>> {
+pub(super) fn create(choice: EngineChoice, disk: &Disk, slots: usize) -> io::Result<Box<dyn Engine>> {
     let uring = match choice {
         EngineChoice::Pool => None,
-        EngineChoice::Uring => Some(Uring::new(file, slots)?),
+        EngineChoice::Uring => Some(Uring::new(disk, slots)?),
         // Whatever the reason is: too old a kernel, a sysctl, a seccomp filter, a limit on locked memory.
-        EngineChoice::Auto => Uring::new(file, slots).ok(),
+        EngineChoice::Auto => Uring::new(disk, slots).ok(),
     };
     Ok(match uring {
         Some(uring) => Box::new(uring),
-        None => Box::new(Pool::new(file)?),
+        None => Box::new(Pool::new(disk)?),
     })
 }
 

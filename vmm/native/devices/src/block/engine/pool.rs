@@ -9,7 +9,9 @@ use std::thread::{Builder, JoinHandle};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::shortcut::Shortcut;
 use super::{Done, Engine, EngineChoice, Job, Work, cancelled};
+use crate::block::backend::Disk;
 use crate::block::buffers::Pieces;
 
 /// Most threads. More wait for the disk, not for a processor.
@@ -39,6 +41,9 @@ pub(crate) struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     submitted: Vec<Job>,
+    shortcut: Shortcut,
+    /// Jobs that were done at once.
+    finished: Vec<Done>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -49,15 +54,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Pool {
     /// # Errors
     /// No descriptor to be had.
-    pub(crate) fn new(file: &Arc<File>) -> io::Result<Self> {
+    pub(crate) fn new(disk: &Disk) -> io::Result<Self> {
         let shared = Shared {
-            file: Arc::clone(file),
+            file: Arc::clone(&disk.file),
             todo: Mutex::default(),
             wake: Condvar::new(),
             done: Mutex::default(),
             ready: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         };
-        Ok(Self { shared: Arc::new(shared), threads: Vec::new(), submitted: Vec::new() })
+        Ok(Self {
+            shared: Arc::new(shared),
+            threads: Vec::new(),
+            submitted: Vec::new(),
+            shortcut: Shortcut::new(&disk.file, disk.cache, true),
+            finished: Vec::new(),
+        })
     }
 
     fn start_thread(&mut self) {
@@ -97,7 +108,7 @@ impl Shared {
     }
 }
 
-fn carry_out(file: &File, mut job: Job) -> Done {
+pub(super) fn carry_out(file: &File, mut job: Job) -> Done {
     let result = loop {
         match perform(file, &mut job.work) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -154,7 +165,10 @@ impl Engine for Pool {
     }
 
     fn submit(&mut self, job: Job) {
-        self.submitted.push(job);
+        match self.shortcut.attempt(job) {
+            Ok(done) => self.finished.push(done),
+            Err(job) => self.submitted.push(job),
+        }
     }
 
     fn flush(&mut self) -> bool {
@@ -184,16 +198,20 @@ impl Engine for Pool {
     }
 
     fn reap(&mut self, done: &mut Vec<Done>) {
-        let mut finished = lock(&self.shared.done);
-        if !finished.is_empty() {
+        done.append(&mut self.finished);
+        let mut threads = lock(&self.shared.done);
+        if !threads.is_empty() {
             // Readable, so this does not wait.
             let _ = self.shared.ready.read();
-            done.append(&mut finished);
+            done.append(&mut threads);
         }
     }
 
     fn wait(&mut self) {
         self.flush();
+        if !self.finished.is_empty() {
+            return;
+        }
         let mut ready = libc::pollfd { fd: self.ready_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: the pointer is to one local of the right type. Interrupted: the caller asks again.
         unsafe { libc::poll(&raw mut ready, 1, -1) };

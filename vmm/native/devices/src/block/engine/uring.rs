@@ -5,18 +5,18 @@
 //! polling thread. The ring's own descriptor is in the device's epoll set, so jobs that the kernel finishes
 //! while they are submitted (data in the page cache) wake nobody up.
 
-use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 
 use io_uring::register::Restriction;
 use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{CancelBuilder, Fixed, FsyncFlags, Timespec};
 use io_uring::{IoUring, Probe, opcode};
 
+use super::shortcut::Shortcut;
 use super::{Done, Engine, EngineChoice, Job, Work};
+use crate::block::backend::Disk;
 use crate::block::buffers::Pieces;
 
 /// The disk's place in the table of registered files.
@@ -43,14 +43,15 @@ pub(crate) struct Uring {
     /// By slot; the kernel may use a job's memory as long as it is here.
     jobs: ManuallyDrop<Vec<Option<Job>>>,
     in_flight: usize,
-    /// Jobs that could not be submitted.
-    refused: Vec<Done>,
+    shortcut: Shortcut,
+    /// Jobs that were done at once, or could not be submitted.
+    finished: Vec<Done>,
 }
 
 impl Uring {
     /// # Errors
     /// io_uring is missing, forbidden or too old.
-    pub(crate) fn new(file: &Arc<File>, slots: usize) -> io::Result<Self> {
+    pub(crate) fn new(disk: &Disk, slots: usize) -> io::Result<Self> {
         let entries = u32::try_from(slots).map_err(|_| io::ErrorKind::InvalidInput)?.next_power_of_two();
         // Saves interrupts of the device thread; Linux 5.19.
         let ring = IoUring::builder()
@@ -65,7 +66,7 @@ impl Uring {
         if !OPERATIONS.iter().all(|operation| probe.is_supported(*operation)) {
             return Err(io::ErrorKind::Unsupported.into());
         }
-        submitter.register_files(&[file.as_raw_fd()])?;
+        submitter.register_files(&[disk.file.as_raw_fd()])?;
         // Only a bound on threads; without it (before 5.15) the kernel has its own.
         let _ = submitter.register_iowq_max_workers(&mut MAX_WORKERS.clone());
         let mut allowed: Vec<Restriction> =
@@ -86,7 +87,9 @@ impl Uring {
             ring: ManuallyDrop::new(ring),
             jobs: ManuallyDrop::new(jobs),
             in_flight: 0,
-            refused: Vec::new(),
+            // io_uring itself reads what is in the page cache while it is submitted.
+            shortcut: Shortcut::new(&disk.file, disk.cache, false),
+            finished: Vec::new(),
         })
     }
 }
@@ -126,7 +129,11 @@ impl Engine for Uring {
         self.ring.as_raw_fd()
     }
 
-    fn submit(&mut self, mut job: Job) {
+    fn submit(&mut self, job: Job) {
+        let mut job = match self.shortcut.attempt(job) {
+            Ok(done) => return self.finished.push(done),
+            Err(job) => job,
+        };
         let entry = entry(&mut job);
         // SAFETY: what the entry points to belongs to the job, which stays in `jobs` until its completion
         // has been seen, even if this engine is dropped before.
@@ -140,7 +147,7 @@ impl Engine for Uring {
             // Neither happens: the ring has a place for each slot, and slots are within bounds. An entry that
             // was pushed must not lose its memory, though.
             (Ok(()), None) => std::mem::forget(job),
-            (Err(_), _) => self.refused.push(Done { job, result: Err(io::ErrorKind::ResourceBusy.into()) }),
+            (Err(_), _) => self.finished.push(Done { job, result: Err(io::ErrorKind::ResourceBusy.into()) }),
         }
     }
 
@@ -158,7 +165,7 @@ impl Engine for Uring {
     }
 
     fn reap(&mut self, done: &mut Vec<Done>) {
-        done.append(&mut self.refused);
+        done.append(&mut self.finished);
         for completion in self.ring.completion() {
             let slot = usize::try_from(completion.user_data()).unwrap_or(usize::MAX);
             if let Some(job) = self.jobs.get_mut(slot).and_then(Option::take) {
@@ -171,6 +178,9 @@ impl Engine for Uring {
     }
 
     fn wait(&mut self) {
+        if !self.finished.is_empty() {
+            return;
+        }
         // Interrupted or short of memory: the caller asks again.
         let _ = self.ring.submit_and_wait(1);
     }

@@ -15,7 +15,7 @@ fn large_blocks(engine: EngineChoice) -> Machine {
     let mut disk = Disk::new(reopened(&file), CacheMode::Direct).unwrap();
     disk.geometry.logical = 4096;
     disk.geometry.memory = 4096;
-    let engine = super::super::engine::create(engine, &disk.file, 256).unwrap();
+    let engine = super::super::engine::create(engine, &disk, 256).unwrap();
     let settings =
         Settings { readonly: false, serial: String::new(), num_queues: 1, limits: Limits::default() };
     let block = Block::assemble(settings, disk, engine).unwrap();

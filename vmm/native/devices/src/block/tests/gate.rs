@@ -7,7 +7,6 @@ use std::sync::Mutex;
 use strato_virtio::Notification;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::super::buffers::Buffers;
 use super::super::engine::{Done, Engine, Job, Work};
 use super::*;
 
@@ -70,10 +69,7 @@ impl GateKeeper {
     /// Ends operation `index` as if all of it were done.
     pub(super) fn succeed(&self, index: usize) {
         let len = match &self.held.lock().unwrap().jobs[index].work {
-            Work::Read { buffers, .. } | Work::Write { buffers, .. } => match buffers {
-                Buffers::Guest(buffers) => buffers.len(),
-                Buffers::Bounce(_, len) | Buffers::Zeros(len) => *len,
-            },
+            Work::Read { buffers, .. } | Work::Write { buffers, .. } => buffers.len(),
             _ => 0,
         };
         self.end(index, Ok(len));

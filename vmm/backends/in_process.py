@@ -1,0 +1,128 @@
+"""Devices served by our own cores, on threads of this process (libstrato_vmm.so).
+
+A `DeviceServer` belongs to one machine. `connect` gives the engine its end of a socketpair at once; `serve`
+loads the library and makes the devices. It is called when the engine has been started: its own start takes
+longer, and what it asks meanwhile waits in the sockets.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+from ..boards.base import DevicePlan
+from ..config import RngConfig, VsockConfig
+from ..errors import HostError
+from ..log import Log
+from ..loop import EventLoop
+from .base import Backend
+
+TYPE_CHECKING = False  # importing typing costs 4 ms of strato-vmm's start
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ..devices import Device, DeviceEvent, EventRing
+
+PROGRAM = "libstrato_vmm.so"
+"""What serves these devices, in `x-strato-info` and messages."""
+
+MAX_WORDS = 8
+"""Lines logged of one device's events of one kind: a guest decides how many there are."""
+
+
+class DeviceServer:
+    """The devices of one machine that are served here.
+
+    ``lost`` is told why a device cannot go on, ``front_end_gone`` that the engine has let go of one.
+    """
+
+    def __init__(
+        self, log: Log, *, lost: Callable[[str], None], front_end_gone: Callable[[str], None]
+    ) -> None:
+        self._log = log
+        self._lost = lost
+        self._front_end_gone = front_end_gone
+        self._waiting: list[tuple[DevicePlan, socket.socket]] = []
+        self._plans: list[DevicePlan] = []
+        self._devices: list[Device] = []
+        self._ring: EventRing | None = None
+        self._said: dict[tuple[int, int], int] = {}
+
+    def connect(self, device: DevicePlan) -> Backend:
+        """Return the engine's end of a connection on which the device will be served."""
+        engine, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._waiting.append((device, ours))
+        return Backend(device=device, connection=engine, program=PROGRAM, pid=os.getpid())
+
+    def serve(self) -> None:
+        """Make the devices and begin to serve them. Raises HostError."""
+        if not self._waiting:
+            return
+        try:
+            from .. import devices
+        except ImportError as error:
+            raise HostError("Devices cannot be served") from error
+        self._ring = devices.EventRing()
+        while self._waiting:
+            plan, connection = self._waiting.pop(0)
+            with connection:
+                try:
+                    device = self._make(plan, self._ring, len(self._devices))
+                    self._devices.append(device)
+                    self._plans.append(plan)
+                    device.serve(connection.fileno())
+                except OSError as error:
+                    raise HostError(f"Device {plan.id} cannot be served") from error
+
+    def attach(self, loop: EventLoop) -> None:
+        """Begin to take note of what the devices say."""
+        if self._ring is not None:
+            loop.add_reader(self._ring.fileno(), self._on_events)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the counters of all devices."""
+        return [
+            {"device": plan.id, "kind": str(plan.kind), "counters": device.metrics()}
+            for plan, device in zip(self._plans, self._devices, strict=True)
+        ]
+
+    def close(self) -> None:
+        """End all devices: what is in flight comes to rest first."""
+        for _, connection in self._waiting:
+            connection.close()
+        for device in self._devices:
+            device.close()
+        if self._ring is not None:
+            self._ring.close()
+
+    def _make(self, plan: DevicePlan, ring: EventRing, tag: int) -> Device:
+        from .. import devices
+
+        match plan.source:
+            case VsockConfig(guest_cid=cid, socket=path):
+                return devices.vsock(ring, tag, plan.id, guest_cid=cid, path=path)
+            case RngConfig(rate_kib=rate, burst_kib=burst):
+                return devices.rng(ring, tag, plan.id, rate=rate << 10, burst=burst << 10)
+            case _:
+                raise HostError(f"Device {plan.id} of kind {plan.kind} has no core")
+
+    def _on_events(self) -> None:
+        assert self._ring is not None
+        for event in self._ring.events():
+            self._on_event(event)
+
+    def _on_event(self, event: DeviceEvent) -> None:
+        from ..devices import DeviceEventKind as Kind
+
+        name = self._plans[event.tag].id
+        match event.kind:
+            case Kind.LOST | Kind.PANICKED:
+                self._lost(f"Device {name} is lost: {event.text}")
+            case Kind.FRONT_END_GONE:
+                self._front_end_gone(f"Front end of device {name} has gone")
+            case _:
+                said = self._said.get((event.tag, event.kind), 0)
+                self._said[event.tag, event.kind] = said + 1
+                if said < MAX_WORDS:
+                    self._log.warn(event.text, device=name, count=event.count)

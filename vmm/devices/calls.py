@@ -1,0 +1,122 @@
+"""The calls of libstrato_vmm.so one to one, checked: the only module that sees cffi's objects.
+
+Loads the library at import and refuses one that does not belong to this package. Every function raises an
+OSError of `vmm.libraries` with the library's own sentence. cffi lets other threads run during every call.
+
+The header ``vmm/native/abi/include/strato_vmm.h`` describes each call; nothing is said twice here.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ..libraries import last_error, load, native_error
+from ._strato_vmm import ffi as _generated_ffi
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+ffi: Any = _generated_ffi
+"""cffi's types cannot know the declarations of the header."""
+
+ABI_VERSION = 1
+"""The interface number that this module is written for."""
+
+_STRUCTS = ("event", "metric", "rng_config", "vsock_config")
+_EVENT_BATCH = 16
+_METRICS = 64
+"""More counters than any device has; a longer list is asked for again."""
+
+_lib = load(ffi, "strato_vmm", ABI_VERSION, _STRUCTS)
+
+
+def _check(code: int) -> None:
+    if code < 0:
+        raise native_error(-code, last_error(ffi, _lib.strato_vmm_last_error))
+
+
+def _bytes(value: str | os.PathLike[str]) -> bytes:
+    """Return the bytes of a string; an embedded NUL would silently cut it in C."""
+    raw = os.fsencode(value)
+    if b"\0" in raw:
+        raise ValueError(f"{value!r} contains a NUL byte")
+    return raw
+
+
+def _text(value: str | os.PathLike[str]) -> Any:
+    return ffi.from_buffer("char[]", _bytes(value) + b"\0")
+
+
+def _sized(kind: str) -> Any:
+    place = ffi.new(f"{kind} *")
+    place.size = ffi.sizeof(kind)
+    return place
+
+
+def events_create() -> Any:
+    ret = ffi.new("strato_vmm_events **")
+    _check(_lib.strato_vmm_events_create(ret))
+    return ret[0]
+
+
+def events_destroy(events: Any) -> None:
+    _lib.strato_vmm_events_destroy(events)
+
+
+def events_fd(events: Any) -> int:
+    ret = ffi.new("int32_t *")
+    _check(_lib.strato_vmm_events_fd(events, ret))
+    return int(ret[0])
+
+
+def events_next(events: Any) -> list[tuple[int, int, int, str]]:
+    """Return (tag, kind, count, text) of every waiting event."""
+    buffer = ffi.new("strato_vmm_event[]", _EVENT_BATCH)
+    count = ffi.new("size_t *")
+    found: list[tuple[int, int, int, str]] = []
+    while True:
+        _check(_lib.strato_vmm_events_next(events, buffer, _EVENT_BATCH, count))
+        taken = buffer[0 : count[0]]
+        found += [(e.tag, e.kind, e.count, ffi.string(e.text).decode(errors="replace")) for e in taken]
+        if count[0] < _EVENT_BATCH:
+            return found
+
+
+def rng_create(events: Any, tag: int, name: str, rate: int, burst: int) -> Any:
+    config = _sized("strato_vmm_rng_config")
+    config.rate, config.burst = rate, burst
+    ret = ffi.new("strato_vmm_device **")
+    _check(_lib.strato_vmm_rng_create(events, tag, _bytes(name), config, ret))
+    return ret[0]
+
+
+def vsock_create(
+    events: Any, tag: int, name: str, guest_cid: int, path: str | os.PathLike[str], max_connections: int
+) -> Any:
+    config = _sized("strato_vmm_vsock_config")
+    text = _text(path)
+    config.guest_cid, config.path, config.max_connections = guest_cid, text, max_connections
+    ret = ffi.new("strato_vmm_device **")
+    _check(_lib.strato_vmm_vsock_create(events, tag, _bytes(name), config, ret))
+    return ret[0]
+
+
+def device_serve(device: Any, socket_fd: int) -> None:
+    _check(_lib.strato_vmm_device_serve(device, socket_fd))
+
+
+def device_metrics(device: Any) -> dict[str, int]:
+    """Return the counters by name."""
+    capacity = _METRICS
+    ret = ffi.new("size_t *")
+    while True:
+        buffer = ffi.new("strato_vmm_metric[]", capacity)
+        _check(_lib.strato_vmm_device_metrics(device, buffer, capacity, ret))
+        if ret[0] <= capacity:
+            return {ffi.string(m.name).decode(): int(m.value) for m in buffer[0 : ret[0]]}
+        capacity = ret[0]
+
+
+def device_destroy(device: Any) -> None:
+    _lib.strato_vmm_device_destroy(device)

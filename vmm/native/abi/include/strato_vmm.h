@@ -1,0 +1,102 @@
+/*
+ * libstrato_vmm.so: the device cores. Its threads alone touch guest memory.
+ *
+ * Written by hand, in the subset of C that cffi parses unaided: no preprocessor lines.
+ *
+ * Conventions
+ *   - Functions returning int32_t return 0, or a negative errno; the text of the calling thread's last failure
+ *     is then in strato_vmm_last_error(). -ENOTRECOVERABLE means a bug in the library (a caught panic).
+ *   - The out-parameter is last and called ret. It is written on success only.
+ *   - A struct that goes in begins with its size in bytes, set by the caller; a size that the library does not
+ *     know is EINVAL. strato_vmm_sizeof_*() tells the library's own.
+ *   - Strings are NUL-terminated bytes and are not kept. Pointers must be valid, or null where that is said.
+ *   - Descriptors that go in stay the caller's: the library duplicates what it keeps.
+ *   - Handles may be used from any thread, but not after their destruction.
+ *   - Nothing calls back. The library's threads block all signals.
+ */
+
+/* ---- the library itself ---- */
+
+/* The number of this interface; changes with every incompatible change. */
+uint32_t strato_vmm_abi_version(void);
+/* The version of the distribution that the library was built from. Static storage. */
+const char *strato_vmm_version(void);
+/* Copies the text of the calling thread's last failure (cut to capacity - 1 bytes, NUL-terminated) and returns
+ * its full length. */
+size_t strato_vmm_last_error(char *buffer, size_t capacity);
+
+/* ---- events: what devices have to say ---- */
+
+typedef struct strato_vmm_events strato_vmm_events;
+
+enum {
+    STRATO_VMM_EVENT_NEEDS_RESET = 1,     /* the driver broke the protocol; the device waits for a reset */
+    STRATO_VMM_EVENT_BACKEND_ERROR = 2,   /* the host's side failed; the guest has its answer */
+    STRATO_VMM_EVENT_CONFIG_CHANGED = 3,
+    STRATO_VMM_EVENT_REFUSED = 4,         /* a request of the front end */
+    STRATO_VMM_EVENT_FRONT_END_GONE = 5,  /* another may be served */
+    STRATO_VMM_EVENT_LOST = 6,            /* the device's thread could not go on */
+    STRATO_VMM_EVENT_PANICKED = 7         /* a bug; the device is lost */
+};
+
+typedef struct {
+    uint64_t tag;    /* of the device */
+    uint64_t count;  /* how often, until it was taken */
+    uint32_t kind;
+    char text[200];  /* of the first of them */
+} strato_vmm_event;
+size_t strato_vmm_sizeof_event(void);
+
+int32_t strato_vmm_events_create(strato_vmm_events **ret);
+/* Devices may outlive it. Null is allowed. */
+void strato_vmm_events_destroy(strato_vmm_events *events);
+/* The eventfd that is readable while events wait. It stays the ring's. */
+int32_t strato_vmm_events_fd(strato_vmm_events *events, int32_t *ret);
+/* Takes up to capacity waiting events, oldest first; ret is their number. An event that waits counts later ones
+ * of the same device and kind, so that none is ever without a place. */
+int32_t strato_vmm_events_next(strato_vmm_events *events, strato_vmm_event *buffer, size_t capacity,
+                               size_t *ret);
+
+/* ---- devices ---- */
+
+/* tag comes back in events; name is the thread's (15 bytes show). */
+typedef struct strato_vmm_device strato_vmm_device;
+
+typedef struct {
+    uint64_t size;
+    uint64_t rate;   /* bytes per second */
+    uint64_t burst;  /* bytes */
+} strato_vmm_rng_config;
+size_t strato_vmm_sizeof_rng_config(void);
+
+int32_t strato_vmm_rng_create(strato_vmm_events *events, uint64_t tag, const char *name,
+                              const strato_vmm_rng_config *config, strato_vmm_device **ret);
+
+typedef struct {
+    uint32_t size;
+    uint32_t max_connections;
+    uint64_t guest_cid;
+    const char *path;  /* where host programs connect; <path>_<port> is where the guest does */
+} strato_vmm_vsock_config;
+size_t strato_vmm_sizeof_vsock_config(void);
+
+/* Listens at once. */
+int32_t strato_vmm_vsock_create(strato_vmm_events *events, uint64_t tag, const char *name,
+                                const strato_vmm_vsock_config *config, strato_vmm_device **ret);
+
+/* Serves the vhost-user front end at the other end of a connected stream socket, on threads of its own.
+ * EBUSY: one is being served. */
+int32_t strato_vmm_device_serve(strato_vmm_device *device, int32_t socket_fd);
+
+typedef struct {
+    char name[32];
+    uint64_t value;
+} strato_vmm_metric;
+size_t strato_vmm_sizeof_metric(void);
+
+/* Writes up to capacity counters; ret is how many there are. */
+int32_t strato_vmm_device_metrics(strato_vmm_device *device, strato_vmm_metric *buffer, size_t capacity,
+                                  size_t *ret);
+/* Ends the conversation with the front end, lets everything in flight come to rest, and joins the threads. Null
+ * is allowed. */
+void strato_vmm_device_destroy(strato_vmm_device *device);

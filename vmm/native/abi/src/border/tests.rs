@@ -1,0 +1,149 @@
+use std::collections::BTreeSet;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::ptr::null_mut;
+
+use super::*;
+
+const HEADER: &str = include_str!("../../include/strato_vmm.h");
+const SOURCE: &str = include_str!("../border.rs");
+
+/// Every `strato_vmm_x(` of a text, without comments.
+fn functions(text: &str) -> BTreeSet<String> {
+    let code: String =
+        text.split("/*").map(|part| part.split_once("*/").map_or(part, |(_, code)| code)).collect();
+    code.match_indices("strato_vmm_")
+        .map(|(at, _)| {
+            code[at..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>()
+        })
+        .filter(|name| code.contains(&format!("{name}(")))
+        .collect()
+}
+
+#[test]
+fn the_header_declares_what_the_library_exports() {
+    let declared = functions(HEADER);
+    let mut exported: BTreeSet<String> = SOURCE
+        .split("extern \"C\" fn ")
+        .skip(1)
+        .filter_map(|rest| rest.split_once('(').map(|(name, _)| name.to_owned()))
+        .filter(|name| name.starts_with("strato_vmm_"))
+        .collect();
+    let sizes = SOURCE.split("sizes! {").nth(1).unwrap().split('}').next().unwrap();
+    exported.extend(
+        sizes.lines().filter_map(|line| line.split_once(" => ").map(|(name, _)| name.trim().to_owned())),
+    );
+    assert_eq!(declared, exported);
+    assert!(declared.len() > 12, "{declared:?}");
+}
+
+struct Owned {
+    events: *mut Events,
+    device: *mut Device,
+}
+
+impl Owned {
+    fn rng() -> Self {
+        let (mut events, mut device) = (null_mut(), null_mut());
+        let config = RawRngConfig { size: size_of::<RawRngConfig>() as u64, rate: 1 << 20, burst: 1 << 20 };
+        // SAFETY: the place is live.
+        assert_eq!(unsafe { strato_vmm_events_create(&raw mut events) }, 0);
+        // SAFETY: all pointers are live.
+        let code =
+            unsafe { strato_vmm_rng_create(events, 7, c"rng0".as_ptr(), &raw const config, &raw mut device) };
+        assert_eq!(code, 0);
+        Self { events, device }
+    }
+
+    fn serve(&self, socket: &UnixStream) -> i32 {
+        // SAFETY: the handle is live.
+        unsafe { strato_vmm_device_serve(self.device, socket.as_raw_fd()) }
+    }
+
+    /// Waits for the next event: (tag, kind, text).
+    fn next(&self) -> (u64, u32, String) {
+        let mut fd = -1;
+        // SAFETY: handle and place are live.
+        assert_eq!(unsafe { strato_vmm_events_fd(self.events, &raw mut fd) }, 0);
+        let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one live pollfd.
+        assert_eq!(unsafe { libc::poll(&raw mut poll, 1, 10_000) }, 1);
+        let mut event = RawEvent { tag: 0, count: 0, kind: 0, text: [0; TEXT_LEN + 1] };
+        let mut count = 0;
+        // SAFETY: handle and places are live, the buffer has one place.
+        assert_eq!(unsafe { strato_vmm_events_next(self.events, &raw mut event, 1, &raw mut count) }, 0);
+        assert_eq!(count, 1);
+        // SAFETY: the text ends with NUL.
+        let text = unsafe { CStr::from_ptr(event.text.as_ptr()) };
+        (event.tag, event.kind, text.to_str().unwrap().to_owned())
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        // SAFETY: both are destroyed once, the ring before its device on purpose.
+        unsafe { strato_vmm_events_destroy(self.events) };
+        // SAFETY: as above.
+        unsafe { strato_vmm_device_destroy(self.device) };
+    }
+}
+
+#[test]
+fn a_device_serves_one_front_end_after_the_other_and_tells_when_one_goes() {
+    let owned = Owned::rng();
+    for _ in 0..2 {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        assert_eq!(owned.serve(&theirs), 0);
+        assert_eq!(owned.serve(&theirs), -libc::EBUSY);
+        drop((ours, theirs));
+        assert_eq!(owned.next(), (7, EventKind::FrontEndGone as u32, "Front end has gone".to_owned()));
+    }
+}
+
+#[test]
+fn destruction_ends_a_conversation_that_is_going_on() {
+    let owned = Owned::rng();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    assert_eq!(owned.serve(&theirs), 0);
+    drop(owned);
+    drop(theirs);
+    assert_eq!(std::io::Read::read(&mut &ours, &mut [0; 1]).unwrap(), 0);
+}
+
+#[test]
+fn counters_have_names_and_their_number_is_told() {
+    let owned = Owned::rng();
+    let mut metrics = [RawMetric { name: [0; NAME_LEN + 1], value: 9 }; 2];
+    let mut count = 0;
+    // SAFETY: handle, buffer and place are live.
+    let code = unsafe { strato_vmm_device_metrics(owned.device, metrics.as_mut_ptr(), 2, &raw mut count) };
+    assert_eq!(code, 0);
+    assert!(count > 2);
+    // SAFETY: the name ends with NUL.
+    let name = unsafe { CStr::from_ptr(metrics[0].name.as_ptr()) };
+    assert_eq!((name, metrics[0].value), (c"requests", 0));
+}
+
+#[test]
+fn wrong_sizes_null_pointers_and_bad_values_are_refused() {
+    let owned = Owned::rng();
+    let mut device = null_mut();
+    let mut config = RawRngConfig { size: 3, rate: 1, burst: 1 };
+    let make = |config: *const RawRngConfig, ret| {
+        // SAFETY: the ring and the strings are live, and null is checked.
+        unsafe { strato_vmm_rng_create(owned.events, 0, c"x".as_ptr(), config, ret) }
+    };
+    assert_eq!(make(&raw const config, &raw mut device), -libc::EINVAL);
+    config = RawRngConfig { size: size_of::<RawRngConfig>() as u64, rate: 0, burst: 1 };
+    assert_eq!(make(&raw const config, &raw mut device), -libc::EINVAL);
+    assert_eq!(make(std::ptr::null(), &raw mut device), -libc::EINVAL);
+    assert_eq!(make(&raw const config, null_mut()), -libc::EINVAL);
+    // SAFETY: the handle is live and -1 is no descriptor.
+    assert_eq!(unsafe { strato_vmm_device_serve(owned.device, -1) }, -libc::EBADF);
+    // SAFETY: null is checked by the functions.
+    assert_eq!(unsafe { strato_vmm_device_serve(null_mut(), 0) }, -libc::EINVAL);
+    // SAFETY: null is allowed.
+    unsafe { strato_vmm_device_destroy(null_mut()) };
+    // SAFETY: null is allowed.
+    unsafe { strato_vmm_events_destroy(null_mut()) };
+}

@@ -1,0 +1,199 @@
+//! A device as its owner on the other side of the border has it: a core with its threads, its counters, and
+//! the conversation with one front end.
+
+use std::error::Error;
+use std::fmt::Display;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use strato_plumbing::{Failure, Result};
+use strato_vhost_user::{Observer, Shell};
+use strato_virtio::thread::spawn;
+use strato_virtio::{DeviceCore, DeviceFault, WorkerEnd, panic_text};
+
+use crate::events::{EventKind, EventRing};
+
+/// Counters of a device by name, as they are now.
+pub type Counters = Box<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>;
+
+/// What a constructor makes of its settings.
+pub struct Parts {
+    /// The device.
+    pub core: Box<dyn DeviceCore>,
+    /// Its counters.
+    pub counters: Counters,
+}
+
+/// Where a device's events go.
+#[derive(Clone)]
+pub struct Reporter {
+    ring: Arc<EventRing>,
+    tag: u64,
+}
+
+impl Reporter {
+    /// Events of the device `tag` go to `ring`.
+    pub fn new(ring: Arc<EventRing>, tag: u64) -> Self {
+        Self { ring, tag }
+    }
+
+    fn push(&self, kind: EventKind, text: &str) {
+        self.ring.push(self.tag, kind, text);
+    }
+}
+
+impl Observer for Reporter {
+    fn faulted(&self, fault: &DeviceFault) {
+        self.push(EventKind::NeedsReset, &chain(fault));
+    }
+
+    fn backend_failed(&self, error: &io::Error) {
+        self.push(EventKind::BackendError, &chain(error));
+    }
+
+    fn config_changed(&self) {
+        self.push(EventKind::ConfigChanged, "Configuration space changed");
+    }
+
+    fn ended(&self, end: WorkerEnd) {
+        match end {
+            WorkerEnd::Stopped => {}
+            WorkerEnd::Failed(error) => self.push(EventKind::Lost, &chain(&error)),
+            WorkerEnd::Panicked(text) => self.push(EventKind::Panicked, &text),
+        }
+    }
+}
+
+/// An error and its causes on one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+struct Conversation {
+    stream: UnixStream,
+    over: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Conversation {
+    /// Ends it: the device comes to rest, and its thread is waited for.
+    fn end(self) {
+        // Fails when the front end has gone already; then the thread ends anyway.
+        let _ = self.stream.shutdown(Shutdown::Both);
+        // Its panics are caught and reported inside.
+        let _ = self.thread.join();
+    }
+}
+
+/// One device. Dropping it ends the conversation, drains the device and joins its threads.
+pub struct Device {
+    name: String,
+    reporter: Reporter,
+    counters: Counters,
+    // Before the shell: the conversation ends while the device can still be drained.
+    conversation: Mutex<Option<Conversation>>,
+    shell: Arc<Shell>,
+}
+
+impl Device {
+    /// Starts the device's thread. No front end is served yet.
+    ///
+    /// # Errors
+    /// No descriptors or threads.
+    pub fn new(name: &str, parts: Parts, reporter: Reporter) -> Result<Self> {
+        let shell = Shell::new(name, parts.core, Arc::new(reporter.clone())).map_err(|error| {
+            Failure::refused(format!("Device {name} cannot be started: {}", chain(&error)))
+        })?;
+        Ok(Self {
+            name: name.to_owned(),
+            reporter,
+            counters: parts.counters,
+            conversation: Mutex::default(),
+            shell: Arc::new(shell),
+        })
+    }
+
+    /// Serves the front end at the other end of a stream socket, on a thread of its own.
+    ///
+    /// # Errors
+    /// EBUSY: another front end is being served.
+    pub fn serve(&self, socket: OwnedFd) -> Result<()> {
+        let mut place = self.conversation.lock().unwrap_or_else(PoisonError::into_inner);
+        match place.take() {
+            Some(other) if !other.over.load(Ordering::Acquire) => {
+                *place = Some(other);
+                return Err(Failure::new(format!("Device {} has a front end", self.name), libc::EBUSY));
+            }
+            Some(former) => former.end(),
+            None => {}
+        }
+        let failed = |error: io::Error| {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            Failure::new(format!("Device {} cannot be served", self.name), errno)
+        };
+        let stream = UnixStream::from(socket);
+        stream.set_nonblocking(false).map_err(failed)?;
+        let theirs = stream.try_clone().map_err(failed)?;
+        let (shell, reporter) = (Arc::clone(&self.shell), self.reporter.clone());
+        let over = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&over);
+        let thread = spawn(&thread_name(&self.name), move || {
+            let (kind, text) = converse(&shell, &reporter, theirs);
+            // Before it is told: whoever hears of it may serve the next front end at once.
+            flag.store(true, Ordering::Release);
+            reporter.push(kind, &text);
+        });
+        *place = Some(Conversation { stream, over, thread: thread.map_err(failed)? });
+        Ok(())
+    }
+
+    /// The device's counters as they are now.
+    pub fn counters(&self) -> Vec<(&'static str, u64)> {
+        (self.counters)()
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let conversation = self.conversation.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(conversation) = conversation.take() {
+            conversation.end();
+        }
+    }
+}
+
+/// The device's own thread has its name; this one is to be told from it within what the kernel shows.
+fn thread_name(device: &str) -> String {
+    format!("vu-{device}")
+}
+
+fn converse(shell: &Shell, reporter: &Reporter, stream: UnixStream) -> (EventKind, String) {
+    let Ok(served) = stream.try_clone() else {
+        return (EventKind::Lost, "No descriptors left".to_owned());
+    };
+    let mut refused = |what: &dyn Display| reporter.push(EventKind::Refused, &what.to_string());
+    let outcome = catch_unwind(AssertUnwindSafe(|| shell.serve(served, &mut refused)));
+    // The owner keeps a descriptor of the same socket: without this a front end would wait for ever.
+    let _ = stream.shutdown(Shutdown::Both);
+    match outcome {
+        Ok(Ok(())) => (EventKind::FrontEndGone, "Front end has gone".to_owned()),
+        Ok(Err(error)) => (EventKind::Lost, chain(&error)),
+        Err(panic) => (EventKind::Panicked, panic_text(panic.as_ref())),
+    }
+}
+
+#[cfg(test)]
+mod tests;

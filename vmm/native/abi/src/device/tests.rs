@@ -1,0 +1,80 @@
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use strato_virtio::{DeviceFault, RING_FEATURES, record::RecordError};
+use strato_virtio::{DeviceInfo, DeviceIo, Progress};
+
+use super::*;
+use crate::events::Event;
+
+/// Panics when it is reset.
+struct Faulty(DeviceInfo);
+
+impl DeviceCore for Faulty {
+    fn info(&self) -> &DeviceInfo {
+        &self.0
+    }
+
+    fn process_queue(
+        &mut self,
+        _io: &mut DeviceIo<'_>,
+        _queue: u16,
+    ) -> std::result::Result<Progress, DeviceFault> {
+        Ok(Progress::Idle)
+    }
+
+    fn reset(&mut self, _io: &mut DeviceIo<'_>) {
+        panic!("On purpose")
+    }
+
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn restore(&mut self, _record: &[u8]) -> std::result::Result<(), RecordError> {
+        Ok(())
+    }
+}
+
+fn faulty() -> Parts {
+    let info = DeviceInfo {
+        device_type: 4,
+        name: "faulty",
+        features: RING_FEATURES,
+        queue_sizes: vec![8],
+        config_len: 8,
+    };
+    Parts { core: Box::new(Faulty(info)), counters: Box::new(Vec::new) }
+}
+
+fn wait_for(ring: &EventRing, kind: EventKind) -> Event {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
+        let mut poll = libc::pollfd { fd: ring.fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one live pollfd.
+        unsafe { libc::poll(&raw mut poll, 1, 1000) };
+        if let Some(event) = ring.take(1).pop().filter(|event| event.kind == kind) {
+            return event;
+        }
+    }
+    panic!("No event {kind:?}")
+}
+
+/// RESET_OWNER, version 1, without contents (vhost-user, "Front-end message types").
+const RESET: [u8; 12] = [4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
+
+#[test]
+fn a_panic_of_a_device_is_an_event_and_goes_no_further() {
+    let ring = Arc::new(EventRing::new().unwrap());
+    let device = Device::new("faulty0", faulty(), Reporter::new(Arc::clone(&ring), 5)).unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    device.serve(theirs.into()).unwrap();
+
+    io::Write::write_all(&mut &ours, &RESET).unwrap();
+
+    let event = wait_for(&ring, EventKind::Panicked);
+    assert_eq!((event.tag, event.text.as_str()), (5, "On purpose"));
+    // The conversation ends as well: nobody answers for the device any more.
+    assert_eq!(io::Read::read(&mut &ours, &mut [0; 1]).unwrap(), 0);
+    drop(device);
+}

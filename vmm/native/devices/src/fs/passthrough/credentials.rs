@@ -1,0 +1,323 @@
+//! What belongs to a thread: credentials, capabilities, umask, working directory.
+//!
+//! Each thread that serves requests is prepared once ([`prepare_thread`]): it gets a working directory and
+//! an umask of its own (unshare(CLONE_FS)), its working directory becomes /proc/self/fd (so that a
+//! descriptor's number is its path, for system calls that know no descriptors), its umask 0, its
+//! supplementary groups none. A thread that was not prepared is prepared when it first needs to be.
+//!
+//! Files are created in the caller's name by switching the thread's effective ids with the raw system
+//! calls, which, unlike libc's functions, change one thread only. The real and saved ids stay, so that the
+//! way back is always open; the kernel takes the effective capabilities away with uid 0 and gives them back
+//! with it. Should the way back fail nevertheless (no memory for new credentials), the thread refuses all
+//! further requests until it succeeds.
+
+use std::cell::Cell;
+use std::ffi::{c_int, c_uint};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::sys::{check, check_long, errno};
+use crate::fs::host::Caller;
+
+/// Capabilities by their numbers in linux/capability.h.
+const CAP_CHOWN: u32 = 0;
+const CAP_DAC_OVERRIDE: u32 = 1;
+const CAP_FOWNER: u32 = 3;
+const CAP_FSETID: u32 = 4;
+const CAP_SETGID: u32 = 6;
+const CAP_SETUID: u32 = 7;
+const CAP_MKNOD: u32 = 27;
+const CAP_SETFCAP: u32 = 31;
+
+/// All that a thread needs that serves the files of root and of others.
+const NEEDED: u64 = 1 << CAP_CHOWN
+    | 1 << CAP_DAC_OVERRIDE
+    | 1 << CAP_FOWNER
+    | 1 << CAP_FSETID
+    | 1 << CAP_SETGID
+    | 1 << CAP_SETUID
+    | 1 << CAP_MKNOD
+    | 1 << CAP_SETFCAP;
+
+/// _LINUX_CAPABILITY_VERSION_3
+const CAPABILITY_VERSION: u32 = 0x2008_0522;
+
+/// The id that setresuid and setresgid take for "leave it as it is".
+const UNCHANGED: c_uint = c_uint::MAX;
+
+/// What is known of the calling thread.
+struct Thread {
+    prepared: Cell<bool>,
+    /// The caller's ids are still in effect, because the way back failed.
+    stuck: Cell<bool>,
+    umask: Cell<u32>,
+    effective: Cell<u64>,
+    permitted: Cell<u64>,
+    uid: Cell<u32>,
+    gid: Cell<u32>,
+}
+
+thread_local! {
+    static THREAD: Thread = const {
+        Thread {
+            prepared: Cell::new(false),
+            stuck: Cell::new(false),
+            umask: Cell::new(0),
+            effective: Cell::new(0),
+            permitted: Cell::new(0),
+            uid: Cell::new(0),
+            gid: Cell::new(0),
+        }
+    };
+}
+
+/// Prepares the calling thread; `proc_self_fd` is the directory /proc/self/fd.
+pub(super) fn prepare_thread(proc_self_fd: BorrowedFd<'_>) -> io::Result<()> {
+    THREAD.with(|thread| {
+        if thread.stuck.get() {
+            restore(thread)?;
+        }
+        if thread.prepared.get() { Ok(()) } else { prepare(thread, proc_self_fd) }
+    })
+}
+
+fn prepare(thread: &Thread, proc_self_fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: unshare takes one integer; CLONE_FS concerns this thread's working directory and umask only.
+    check(unsafe { libc::unshare(libc::CLONE_FS) })?;
+    // SAFETY: the descriptor is open for the duration of the call.
+    check(unsafe { libc::fchdir(proc_self_fd.as_raw_fd()) })?;
+    // SAFETY: umask takes one integer and cannot fail.
+    unsafe { libc::umask(0) };
+    // SAFETY: these take nothing and cannot fail.
+    let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+    let (effective, permitted) = capabilities()?;
+    if effective & (1 << CAP_SETGID) != 0 {
+        set_groups(&[])?;
+    }
+    thread.umask.set(0);
+    thread.effective.set(effective);
+    thread.permitted.set(permitted);
+    thread.uid.set(uid);
+    thread.gid.set(gid);
+    thread.prepared.set(true);
+    Ok(())
+}
+
+/// Drops every capability of the calling thread but those that the host half needs: CHOWN, DAC_OVERRIDE,
+/// FOWNER, FSETID, SETGID, SETUID, MKNOD and SETFCAP. After [`crate::fs::host::HostFs::prepare_thread`], and
+/// nobody else may change the thread's capabilities then.
+///
+/// # Errors
+/// The kernel refuses; nothing has changed then.
+pub fn drop_capabilities() -> io::Result<()> {
+    let (_, permitted) = capabilities()?;
+    let keep = permitted & NEEDED;
+    // The ambient set goes with the inheritable one.
+    set_capabilities(keep, keep)?;
+    THREAD.with(|thread| {
+        thread.effective.set(keep);
+        thread.permitted.set(keep);
+    });
+    Ok(())
+}
+
+/// Runs `create` in the caller's name, with the caller's umask.
+///
+/// The guest's kernel has checked the permissions. The host's kernel checks them once more for the caller,
+/// and where that fails (in the guest the caller had capabilities, or groups that we do not know of) the
+/// permission bits are overridden, the owner stays the caller.
+pub(super) fn in_name_of<T>(
+    caller: &Caller,
+    umask: u32,
+    mut create: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    THREAD.with(|thread| {
+        set_umask(thread, umask);
+        let acting = act_as(thread, caller)?;
+        match create() {
+            Err(error) if acting.uid_changed && error.raw_os_error() == Some(libc::EACCES) => {
+                let override_only = 1 << CAP_DAC_OVERRIDE;
+                let permitted = thread.permitted.get();
+                if permitted & override_only == 0 {
+                    return Err(error);
+                }
+                set_capabilities(override_only, permitted)?;
+                create()
+            }
+            other => other,
+        }
+    })
+}
+
+/// Runs `change` with the caller's group and without CAP_FSETID, so that the kernel decides about the
+/// set-gid bit as it would for the caller.
+pub(super) fn with_group_of<T>(caller: &Caller, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    THREAD.with(|thread| {
+        let group_only = Caller { uid: thread.uid.get(), ..caller.clone() };
+        let _acting = act_as(thread, &group_only)?;
+        unprivileged(thread, change)
+    })
+}
+
+/// Runs `change` without CAP_FSETID: the kernel clears set-uid and set-gid bits as for any process.
+pub(super) fn without_fsetid<T>(change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    THREAD.with(|thread| unprivileged(thread, change))
+}
+
+fn unprivileged<T>(thread: &Thread, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let effective = thread.effective.get();
+    let without = effective & !(1 << CAP_FSETID);
+    if without == effective {
+        return change();
+    }
+    set_capabilities(without, thread.permitted.get())?;
+    let _restored = Acting {
+        thread,
+        uid_changed: false,
+        gid_changed: false,
+        groups_changed: false,
+        capabilities_changed: true,
+    };
+    change()
+}
+
+/// The caller's umask for the creation that follows. Nothing else on this thread depends on it, so it stays
+/// until the next creation wants another one: most never do.
+fn set_umask(thread: &Thread, umask: u32) {
+    let umask = umask & 0o777;
+    if thread.umask.get() != umask {
+        // SAFETY: umask takes one integer and cannot fail.
+        unsafe { libc::umask(umask) };
+        thread.umask.set(umask);
+    }
+}
+
+/// Undoes, when it goes, what was changed for a caller.
+struct Acting<'a> {
+    thread: &'a Thread,
+    uid_changed: bool,
+    gid_changed: bool,
+    groups_changed: bool,
+    capabilities_changed: bool,
+}
+
+/// Takes on the ids of `caller`. What has been changed before an error is changed back.
+fn act_as<'a>(thread: &'a Thread, caller: &Caller) -> io::Result<Acting<'a>> {
+    let supplementary = caller.supplementary_gid.filter(|gid| *gid != caller.gid);
+    if [Some(caller.uid), Some(caller.gid), supplementary].contains(&Some(UNCHANGED)) {
+        // To the kernel it would mean "no change": the guest would create files as us.
+        return Err(errno(libc::EINVAL));
+    }
+    let mut acting = Acting {
+        thread,
+        uid_changed: false,
+        gid_changed: false,
+        groups_changed: false,
+        capabilities_changed: false,
+    };
+    if let Some(gid) = supplementary {
+        set_groups(&[gid])?;
+        acting.groups_changed = true;
+    }
+    if caller.gid != thread.gid.get() {
+        set_effective_gid(caller.gid)?;
+        acting.gid_changed = true;
+    }
+    // Last: with uid 0 go the capabilities that the others need.
+    if caller.uid != thread.uid.get() {
+        set_effective_uid(caller.uid)?;
+        acting.uid_changed = true;
+    }
+    Ok(acting)
+}
+
+impl Drop for Acting<'_> {
+    fn drop(&mut self) {
+        let thread = self.thread;
+        let way_back = || -> io::Result<()> {
+            if self.uid_changed {
+                set_effective_uid(thread.uid.get())?;
+            }
+            if self.gid_changed {
+                set_effective_gid(thread.gid.get())?;
+            }
+            if self.groups_changed {
+                set_groups(&[])?;
+            }
+            if self.capabilities_changed {
+                set_capabilities(thread.effective.get(), thread.permitted.get())?;
+            }
+            Ok(())
+        };
+        if way_back().is_err() {
+            thread.stuck.set(true);
+        }
+    }
+}
+
+/// The whole way back, whatever had been changed.
+fn restore(thread: &Thread) -> io::Result<()> {
+    set_effective_uid(thread.uid.get())?;
+    set_effective_gid(thread.gid.get())?;
+    if thread.effective.get() & (1 << CAP_SETGID) != 0 {
+        set_groups(&[])?;
+    }
+    set_capabilities(thread.effective.get(), thread.permitted.get())?;
+    thread.stuck.set(false);
+    Ok(())
+}
+
+fn set_effective_uid(uid: u32) -> io::Result<()> {
+    // SAFETY: plain integers.
+    check_long(unsafe { libc::syscall(libc::SYS_setresuid, UNCHANGED, uid, UNCHANGED) }).map(drop)
+}
+
+fn set_effective_gid(gid: u32) -> io::Result<()> {
+    // SAFETY: plain integers.
+    check_long(unsafe { libc::syscall(libc::SYS_setresgid, UNCHANGED, gid, UNCHANGED) }).map(drop)
+}
+
+fn set_groups(groups: &[u32]) -> io::Result<()> {
+    // SAFETY: `groups` is readable for the count that is passed.
+    check_long(unsafe { libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) }).map(drop)
+}
+
+/// struct __user_cap_header_struct
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: c_int,
+}
+
+/// struct __user_cap_data_struct; one for the low and one for the high half of the sets.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapabilityData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// The calling thread's effective and permitted capabilities.
+fn capabilities() -> io::Result<(u64, u64)> {
+    let mut header = CapabilityHeader { version: CAPABILITY_VERSION, pid: 0 };
+    let mut data = [CapabilityData::default(); 2];
+    // SAFETY: version 3 fills two data structures, which is what there are.
+    check_long(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, data.as_mut_ptr()) })?;
+    let [low, high] = data;
+    let join = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
+    Ok((join(low.effective, high.effective), join(low.permitted, high.permitted)))
+}
+
+fn set_capabilities(effective: u64, permitted: u64) -> io::Result<()> {
+    let mut header = CapabilityHeader { version: CAPABILITY_VERSION, pid: 0 };
+    #[allow(clippy::cast_possible_truncation)] // the low half is what is wanted
+    let half = |shift: u32| CapabilityData {
+        effective: (effective >> shift) as u32,
+        permitted: (permitted >> shift) as u32,
+        inheritable: 0,
+    };
+    let data = [half(0), half(32)];
+    // SAFETY: version 3 reads two data structures, which is what there are.
+    check_long(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) }).map(drop)
+}
