@@ -70,8 +70,8 @@ DEBIAN_TOOLS = (
 # queues. The package that Debian's name for "the newest" depends on, and those of its modules that are loaded.
 PCI_KERNEL = "linux-image-cloud-amd64"
 PCI_MODULES = (
-    "virtio",
     "virtio_ring",
+    "virtio",
     "virtio_pci_legacy_dev",
     "virtio_pci_modern_dev",
     "virtio_pci",
