@@ -6,13 +6,15 @@ DESTDIR ?=
 INSTALL_PYTHON ?= /usr/bin/python3
 PRUNE_DAYS ?=
 BOOTS ?= 10
+SECONDS ?= 60
+TARGETS ?=
 
 TOOLS := $(PYTHON) -m tools
 VENV := build/venv/bin/python
 INSTALL := --prefix=$(PREFIX) --python=$(INSTALL_PYTHON) $(if $(DESTDIR),--destdir=$(DESTDIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help check build kernel venv test-tools test test-full soak lint format bench demo install uninstall wheel \
+.PHONY: help check build kernel venv test-tools test test-full soak fuzz coverage lint format bench demo install uninstall wheel \
 	kernel-report lock cache clean distclean
 
 help: ## list the targets
@@ -46,6 +48,12 @@ soak: build test-tools ## five hundred containers one after another
 
 bench: build test-tools ## speed and memory, as ratios within one run
 	@$(VENV) -m tests.ladder --bench
+
+fuzz: ## fuzz device cores, saved state and vhost-user (SECONDS=60 for each target; TARGETS="vsock rng")
+	@$(TOOLS) fuzz --seconds=$(SECONDS) $(TARGETS)
+
+coverage: ## print which lines of the native crates are run by their tests (needs rustup's llvm-tools)
+	@$(TOOLS) coverage
 
 lint: build ## format, lint and types of both languages, without changing anything
 	@$(VENV) -m tests.ladder --lint

@@ -53,6 +53,20 @@ def _test_tools(arguments: argparse.Namespace) -> None:
     testtools.ensure(Cache(), full=arguments.full)
 
 
+def _fuzz(arguments: argparse.Namespace) -> None:
+    from . import fuzz
+
+    prerequisites.check()
+    fuzz.fuzz(Cache(), seconds=arguments.seconds, only=tuple(arguments.targets))
+
+
+def _coverage(_: argparse.Namespace) -> None:
+    from . import coverage
+
+    prerequisites.check()
+    coverage.coverage(Cache())
+
+
 def _venv(_: argparse.Namespace) -> None:
     from . import product
 
@@ -129,6 +143,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--boots", type=int, default=10, help="boots to measure (default 10)")
     tools = verb("test-tools", _test_tools, "install the programs that tests run against")
     tools.add_argument("--full", action="store_true", help="also those of test-full")
+    fuzz = verb("fuzz", _fuzz, "fuzz the native crates")
+    fuzz.add_argument("--seconds", type=int, default=60, help="for each target (default 60)")
+    fuzz.add_argument("targets", nargs="*", help="default: all")
+    verb("coverage", _coverage, "show which lines of the native crates their tests run")
     verb("lock", _lock, "renew the lock files of the Python packages")
     verb("demo", _demo, "run a container in a microVM and show it")
     for name, call, text in (

@@ -5,6 +5,7 @@ ToolError
 ├── CommandError          a command ended with an error
 │   └── DownloadError     a package that the lists name could not be fetched
 ├── CacheError            an entry of the cache cannot be made or read
+├── FuzzError             a fuzz target failed, or there is none of that name
 └── InstallError          `make install` or `make uninstall` cannot go on
 """
 
@@ -27,6 +28,10 @@ class DownloadError(CommandError):
 
 class CacheError(ToolError):
     """The content-addressed cache cannot be used."""
+
+
+class FuzzError(ToolError):
+    """A fuzz target failed, or does not exist."""
 
 
 class InstallError(ToolError):

@@ -11,7 +11,9 @@
 pub mod choices;
 pub mod lies;
 pub mod machine;
+pub mod messages;
 pub mod records;
 pub mod storm;
 pub mod subject;
 mod subjects;
+pub mod targets;

@@ -165,7 +165,13 @@ impl Machine {
             DeviceHost::new(Box::new(crate::subject::Nothing), Box::new(self.notifier.clone())).unwrap();
         self.host = host_for(subject.as_mut(), &self.notifier);
         self.host.set_memory(Arc::clone(&self.ram)).unwrap();
-        let rings = self.host.restore(&saved).unwrap();
+        let rings = match self.host.restore(&saved) {
+            Ok(rings) => rings,
+            Err(error) => {
+                assert!(subject.may_refuse_saved(), "{}: {error}", self.name);
+                return self.begin();
+            }
+        };
         for (queue, ring) in rings.into_iter().enumerate() {
             if let Some((layout, next_avail)) = ring {
                 let start = RingStart { queue: queue as u16, layout, next_avail, kick: None };

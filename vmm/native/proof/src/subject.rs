@@ -5,7 +5,7 @@ use strato_virtio::{DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Progress};
 
 use crate::choices::Choices;
 use crate::machine::Machine;
-use crate::subjects::{block, rng, vsock};
+use crate::subjects::{block, fs, rng, vsock};
 
 /// What a driver would put into one chain.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +39,11 @@ pub trait Subject {
     /// Something happens on the host.
     fn host_acts(&mut self, _choices: &mut Choices<'_>) {}
 
+    /// Whether a device may say of its own saved state that it cannot be restored.
+    fn may_refuse_saved(&self) -> bool {
+        false
+    }
+
     /// Panics unless the device serves an honest driver, which has just begun.
     fn probe(&mut self, machine: &mut Machine);
 }
@@ -57,6 +62,8 @@ pub const KINDS: &[Kind] = &[
     Kind { name: "rng", make: rng::make },
     Kind { name: "block", make: || block::make(false) },
     Kind { name: "block-readonly", make: || block::make(true) },
+    Kind { name: "fs", make: || fs::make(0) },
+    Kind { name: "fs-pool", make: || fs::make(2) },
     Kind { name: "vsock", make: vsock::make },
 ];
 

@@ -35,7 +35,7 @@ fn stands_still(machine: &mut Machine, choices: &mut Choices<'_>, what: &str) {
 #[test]
 fn device_that_is_stopped_at_any_moment_touches_nothing() {
     for kind in KINDS {
-        for seed in 0..40 {
+        for seed in 0..24 {
             let what = format!("{} seed {seed}", kind.name);
             let choices = &mut Choices::seeded(seed);
             let mut machine = Machine::new(kind);
@@ -65,7 +65,7 @@ fn device_that_is_stopped_at_any_moment_touches_nothing() {
 #[test]
 fn device_that_is_paused_at_any_moment_loses_nothing() {
     for kind in KINDS {
-        for seed in 0..40 {
+        for seed in 0..24 {
             let choices = &mut Choices::seeded(seed);
             let mut machine = Machine::new(kind);
             for _ in 0..3 {
@@ -87,7 +87,7 @@ fn device_that_is_paused_at_any_moment_loses_nothing() {
 #[test]
 fn ring_that_is_stopped_at_any_moment_goes_on_where_it_was() {
     for kind in KINDS {
-        for seed in 0..40 {
+        for seed in 0..24 {
             let choices = &mut Choices::seeded(seed);
             let mut machine = Machine::new(kind);
             for _ in 0..3 {
@@ -108,7 +108,7 @@ fn ring_that_is_stopped_at_any_moment_goes_on_where_it_was() {
 #[test]
 fn device_that_is_saved_at_any_moment_goes_on_as_another_one() {
     for kind in KINDS {
-        for seed in 0..30 {
+        for seed in 0..24 {
             let choices = &mut Choices::seeded(seed);
             let mut machine = Machine::new(kind);
             for _ in 0..3 {

@@ -1,27 +1,26 @@
-//! Random operations from fixed seeds: the fuzz targets of `make fuzz`, in small.
+//! The fuzz targets of `make fuzz`, in small and from fixed seeds.
 #![allow(missing_docs)]
 
 use strato_proof::choices::Choices;
-use strato_proof::storm;
-use strato_proof::subject::KINDS;
+use strato_proof::targets;
 
 #[test]
-fn storms_are_survived() {
-    for kind in KINDS {
-        for seed in 0..60 {
-            storm::run(kind, &mut Choices::seeded(seed), 300);
+fn storms_from_fixed_seeds_are_survived() {
+    for name in targets::names() {
+        for seed in 0..30 {
+            targets::run(name, &mut Choices::seeded(seed));
         }
     }
 }
 
 #[test]
-fn short_inputs_of_a_fuzzer_are_survived() {
-    for kind in KINDS {
-        let choices = &mut Choices::seeded(9);
-        for len in 0..200 {
+fn inputs_as_a_fuzzer_makes_them_are_survived() {
+    let choices = &mut Choices::seeded(9);
+    for name in targets::names() {
+        for len in 0..100 {
             let mut input = vec![0; len];
             choices.fill(&mut input);
-            storm::run(kind, &mut Choices::Bytes(&input), 1000);
+            targets::run(name, &mut Choices::Bytes(&input));
         }
     }
 }

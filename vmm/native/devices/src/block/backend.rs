@@ -39,6 +39,8 @@ pub(super) struct Disk {
     pub(super) file: Arc<File>,
     pub(super) cache: CacheMode,
     pub(super) geometry: Geometry,
+    /// A file of a file system in memory: its data is there already, however it is read.
+    pub(super) in_memory: bool,
     /// Whole logical blocks only.
     pub(super) sectors: u64,
 }
@@ -65,9 +67,10 @@ impl Disk {
         } else {
             file_geometry(&file, cache)?
         };
+        let in_memory = kind.is_file() && in_memory(&file)?;
         let file = Arc::new(file);
         let sectors = size_in_sectors(&file, geometry.logical)?;
-        Ok(Self { file, cache, geometry, sectors })
+        Ok(Self { file, cache, geometry, in_memory, sectors })
     }
 
     /// The byte range of `sectors` from `sector` on, if it lies wholly on the disk.
@@ -87,6 +90,16 @@ pub(super) fn size_in_sectors(file: &File, logical: u32) -> io::Result<u64> {
     let mut file = file;
     let size = file.seek(SeekFrom::End(0))?;
     Ok(size / u64::from(logical) * (u64::from(logical) / SECTOR))
+}
+
+fn in_memory(file: &File) -> io::Result<bool> {
+    // SAFETY: statfs is plain data for which all-zero is a valid value.
+    let mut told: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to a local of the right type.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut told) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(told.f_type == libc::TMPFS_MAGIC)
 }
 
 /// O_DIRECT as configured, however the file was opened.

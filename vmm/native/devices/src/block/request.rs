@@ -306,6 +306,10 @@ impl Active {
                 return Next::Work(Work::Allocate { mode, offset, len });
             }
         }
+        if zero && tools.durable {
+            self.step = Step::Flush;
+            return Next::Work(Work::Flush);
+        }
         Next::Answer(Answer::OK)
     }
 

@@ -1,6 +1,7 @@
 //! The devices, each with a host side of its own.
 
 pub(crate) mod block;
+pub(crate) mod fs;
 pub(crate) mod rng;
-mod scratch;
+pub(crate) mod scratch;
 pub(crate) mod vsock;

@@ -9,7 +9,7 @@ use std::thread::{Builder, JoinHandle};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::shortcut::Shortcut;
+use super::shortcut::{Reads, Shortcut};
 use super::{Done, Engine, EngineChoice, Job, Work, cancelled};
 use crate::block::backend::Disk;
 use crate::block::buffers::Pieces;
@@ -66,7 +66,7 @@ impl Pool {
             shared: Arc::new(shared),
             threads: Vec::new(),
             submitted: Vec::new(),
-            shortcut: Shortcut::new(&disk.file, disk.cache, true),
+            shortcut: Shortcut::new(disk, Reads::Cached),
             finished: Vec::new(),
         })
     }

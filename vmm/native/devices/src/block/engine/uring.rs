@@ -14,7 +14,7 @@ use io_uring::squeue::{Entry, Flags};
 use io_uring::types::{CancelBuilder, Fixed, FsyncFlags, Timespec};
 use io_uring::{IoUring, Probe, opcode};
 
-use super::shortcut::Shortcut;
+use super::shortcut::{Reads, Shortcut};
 use super::{Done, Engine, EngineChoice, Job, Work};
 use crate::block::backend::Disk;
 use crate::block::buffers::Pieces;
@@ -88,7 +88,7 @@ impl Uring {
             jobs: ManuallyDrop::new(jobs),
             in_flight: 0,
             // io_uring itself reads what is in the page cache while it is submitted.
-            shortcut: Shortcut::new(&disk.file, disk.cache, false),
+            shortcut: Shortcut::new(disk, Reads::No),
             finished: Vec::new(),
         })
     }
@@ -208,5 +208,43 @@ impl Drop for Uring {
             ManuallyDrop::drop(&mut self.jobs);
             ManuallyDrop::drop(&mut self.ring);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use io_uring::types::Fd;
+
+    use super::*;
+    use crate::block::CacheMode;
+
+    fn ask(engine: &mut Uring, entry: &Entry) -> i32 {
+        // SAFETY: the entries of this test point to nothing, or to a literal.
+        unsafe { engine.ring.submission().push(entry).unwrap() };
+        engine.ring.submit_and_wait(1).unwrap();
+        engine.ring.completion().next().unwrap().result()
+    }
+
+    #[test]
+    fn ring_refuses_everything_but_the_operations_of_its_disk() {
+        let file = File::open("/proc/self/exe").unwrap();
+        let own = Fd(file.as_raw_fd());
+        let mut engine = Uring::new(&Disk::new(file, CacheMode::Writeback).unwrap(), 8).unwrap();
+        let path = c"/".as_ptr();
+        for (entry, outcome) in [
+            (opcode::Nop::new().build(), -libc::EACCES),
+            (opcode::Nop::new().build().flags(Flags::FIXED_FILE), -libc::EACCES),
+            (opcode::OpenAt::new(Fd(libc::AT_FDCWD), path).build(), -libc::EACCES),
+            (opcode::Fsync::new(own).build(), -libc::EACCES),
+            (opcode::Fsync::new(Fixed(1)).build(), -libc::EBADF),
+            (opcode::Fsync::new(DISK).build().flags(Flags::IO_LINK), -libc::EACCES),
+            (opcode::Fsync::new(DISK).build(), 0),
+        ] {
+            assert_eq!(ask(&mut engine, &entry), outcome, "{entry:?}");
+        }
+        assert!(engine.ring.submitter().register_files_update(0, &[0]).is_err());
+        assert!(engine.ring.submitter().unregister_files().is_err());
     }
 }

@@ -228,6 +228,16 @@ fn writes_are_durable_when_the_driver_knows_no_flush_or_asks_for_it() {
     };
     let (mut m, gate) = gated(1, Limits::default(), VIRTIO_F_VERSION_1);
     assert_eq!(write(&mut m, &gate), "durable write");
+    let raw = [&8u64.to_le_bytes()[..], &8u32.to_le_bytes(), &1u32.to_le_bytes()].concat();
+    m.drivers[0].write(data(0), &raw);
+    m.offer(0, 0, WRITE_ZEROES, 0, &[(data(0), 16, false)]);
+    m.host.kick(0);
+    for kind in ["allocate", "flush"] {
+        assert_eq!(gate.kinds(), [kind]);
+        gate.succeed(0);
+        m.host.turn(0).unwrap();
+    }
+    assert_eq!((m.wait(0).1, m.status(0)), (1, 0));
     let (mut m, gate) = gated(1, Limits::default(), VIRTIO_F_VERSION_1 | F_FLUSH | F_CONFIG_WCE);
     assert_eq!(m.host.config().get(32, 1), Some(&[1][..]));
     assert_eq!(write(&mut m, &gate), "write");

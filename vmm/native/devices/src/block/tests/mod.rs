@@ -2,6 +2,7 @@
 //! operations when and how the test says.
 
 mod direct;
+mod engines;
 mod gate;
 mod lies;
 mod life;

@@ -31,7 +31,8 @@ fn run(seed: u64, engine: EngineChoice, cache: CacheMode) {
         let queue = random.below(2) as u16;
         let (sector, count) = (random.below(sectors - 16), 1 + random.below(16));
         let overlaps = asked.values().any(|a| a.sector < sector + count && sector < a.sector + a.sectors);
-        if let Some(place) = if overlaps || step > 380 { None } else { places.pop() } {
+        let full = m.drivers[usize::from(queue)].free_descriptors() < 4;
+        if let Some(place) = if overlaps || full || step > 380 { None } else { places.pop() } {
             let operation = [IN, IN, OUT, OUT, FLUSH, DISCARD, WRITE_ZEROES][random.below(7) as usize];
             let fill = random.next_u64() as u8;
             let offset = [0, 0, 1, 100][random.below(4) as usize];
