@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use strato_devices::block::{CacheMode, EngineChoice};
@@ -10,6 +11,8 @@ use strato_devices::{BucketConfig, Limits};
 const USAGE: &str = "usage: strato-vhost-device rng --socket PATH [--once]\n\
        strato-vhost-device block --socket PATH --file PATH [--readonly] [--serial TEXT] [--cache none|writeback|direct] \
        [--queues N] [--bandwidth BYTES[:BURST]] [--operations N[:BURST]] [--engine auto|uring|pool] [--once]\n\
+       strato-vhost-device net --socket PATH (--tap NAME [--queues N] | --tap-fd N ...) --mac ADDRESS [--mtu N] \
+       [--bandwidth BYTES[:BURST]] [--operations N[:BURST]] [--once]\n\
        strato-vhost-device vsock --socket PATH --uds PATH --guest-cid N [--max-connections N] [--once]\n\
        strato-vhost-device fs --socket PATH --directory PATH [--cache auto|always|none] [--readonly] [--tag TEXT] \
        [--threads N] [--writeback] [--once]";
@@ -21,7 +24,18 @@ const DEFAULT_MAX_CONNECTIONS: usize = 4096;
 pub(crate) enum Device {
     Rng,
     Block(Block),
-    Vsock { path: PathBuf, guest_cid: u64, max_connections: usize },
+    /// The limits hold for each direction.
+    Net {
+        tap: TapSource,
+        mac: [u8; 6],
+        mtu: Option<u16>,
+        limits: Limits,
+    },
+    Vsock {
+        path: PathBuf,
+        guest_cid: u64,
+        max_connections: usize,
+    },
     Fs(Share),
 }
 
@@ -49,6 +63,13 @@ pub(crate) struct Block {
     pub(crate) engine: EngineChoice,
 }
 
+/// Where the taps of a network device come from.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum TapSource {
+    Named { name: String, queues: u16 },
+    Passed(Vec<RawFd>),
+}
+
 /// What the command line asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Arguments {
@@ -67,6 +88,10 @@ struct Options {
     file: Option<PathBuf>,
     serial: Option<String>,
     readonly: bool,
+    tap: Option<String>,
+    tap_fds: Vec<RawFd>,
+    mac: Option<[u8; 6]>,
+    mtu: Option<u16>,
     cache: CacheMode,
     queues: Option<u16>,
     limits: Limits,
@@ -77,6 +102,27 @@ struct Options {
     tag: Option<String>,
     threads: Option<usize>,
     writeback: bool,
+}
+
+impl Options {
+    fn tap_source(&mut self) -> Option<TapSource> {
+        match (self.tap.take(), std::mem::take(&mut self.tap_fds)) {
+            (Some(name), fds) if fds.is_empty() => {
+                Some(TapSource::Named { name, queues: self.queues.unwrap_or(1) })
+            }
+            (None, fds) if !fds.is_empty() && self.queues.is_none() => Some(TapSource::Passed(fds)),
+            _ => None,
+        }
+    }
+}
+
+fn mac(word: &OsString) -> Result<[u8; 6], String> {
+    let text = word.to_str().unwrap_or_default();
+    let bytes: Option<Vec<u8>> =
+        text.split(':').map(|pair| u8::from_str_radix(pair, 16).ok().filter(|_| pair.len() == 2)).collect();
+    bytes
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or_else(|| format!("--mac needs an address, not {}", word.to_string_lossy()))
 }
 
 fn number<T: std::str::FromStr>(option: &str, word: &OsString) -> Result<T, String> {
@@ -125,6 +171,10 @@ impl Arguments {
                 "--socket" => options.socket = Some(value()?.into()),
                 "--uds" => options.path = Some(value()?.into()),
                 "--file" => options.file = Some(value()?.into()),
+                "--tap" => options.tap = Some(value()?.to_string_lossy().into_owned()),
+                "--tap-fd" => options.tap_fds.push(number(name, &value()?)?),
+                "--mac" => options.mac = Some(mac(&value()?)?),
+                "--mtu" => options.mtu = Some(number(name, &value()?)?),
                 "--serial" => options.serial = Some(value()?.to_string_lossy().into_owned()),
                 "--guest-cid" => options.guest_cid = Some(number(name, &value()?)?),
                 "--cache" if kind == "fs" => {
@@ -173,6 +223,12 @@ impl Arguments {
                 limits: options.limits,
                 engine: options.engine,
             }),
+            Some("net") => Device::Net {
+                tap: options.tap_source().ok_or_else(missing("--tap or --tap-fd"))?,
+                mac: options.mac.ok_or_else(missing("--mac"))?,
+                mtu: options.mtu,
+                limits: options.limits,
+            },
             Some("vsock") => Device::Vsock {
                 path: options.path.ok_or_else(missing("--uds"))?,
                 guest_cid: options.guest_cid.ok_or_else(missing("--guest-cid"))?,
@@ -223,6 +279,12 @@ mod tests {
         let device = Device::Vsock { path: "/u".into(), guest_cid: 3, max_connections: 9 };
         let vsock = Arguments { device, socket: "/s".into(), once: false };
         assert_eq!(parse("vsock --uds /u --guest-cid 3 --socket /s --max-connections 9"), Ok(vsock));
+        let tap = TapSource::Passed(vec![5, 6]);
+        let device =
+            Device::Net { tap, mac: [2, 0, 0, 0, 0, 0x1f], mtu: Some(1400), limits: Limits::default() };
+        let net = Arguments { device, socket: "/s".into(), once: false };
+        let line = "net --socket /s --tap-fd 5 --tap-fd 6 --mac 02:00:00:00:00:1f --mtu 1400";
+        assert_eq!(parse(line), Ok(net));
         let share = Share {
             directory: "/d".into(),
             cache: CachePolicy::None,
@@ -247,6 +309,9 @@ mod tests {
             ("vsock --socket /s --uds /u", "--guest-cid is missing"),
             ("vsock --socket /s --uds /u --guest-cid three", "not three"),
             ("block --socket /s", "--file is missing"),
+            ("net --socket /s --mac 02:00:00:00:00:01", "--tap or --tap-fd is missing"),
+            ("net --socket /s --mac 02:00:00:00:00:01 --tap t --tap-fd 5", "--tap or --tap-fd is missing"),
+            ("net --socket /s --tap t --mac 02:00:00:00:00", "not 02:00:00:00:00"),
             ("fs --socket /s", "--directory is missing"),
             ("fs --socket /s --directory /d --cache never", "auto, always, none, not never"),
             ("block --cache back", "none, writeback, direct, not back"),

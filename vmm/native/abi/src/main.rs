@@ -6,7 +6,8 @@
 mod arguments;
 
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{self, Write};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,13 +15,14 @@ use std::sync::Arc;
 use strato_devices::block::{Block, BlockConfig};
 use strato_devices::fs::passthrough::{Passthrough, PassthroughConfig, Root, ShareConfig};
 use strato_devices::fs::{Fs, FsConfig};
+use strato_devices::net::{Net, NetConfig, Tap};
 use strato_devices::rng::{Rng, RngConfig};
 use strato_devices::vsock::{Vsock, VsockConfig};
 use strato_vhost_user::Server;
 use strato_virtio::DeviceCore;
 use strato_vmm::device::chain;
 
-use self::arguments::{Arguments, Device, Share};
+use self::arguments::{Arguments, Device, Share, TapSource};
 
 /// A wrong command line, as in sysexits.h.
 const EXIT_USAGE: u8 = 64;
@@ -67,6 +69,22 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
                 engine: block.engine,
             })?)
         }
+        Device::Net { tap, mac, mtu, limits } => {
+            let taps = match tap {
+                TapSource::Named { name, queues } => Tap::open(name, usize::from(*queues))?,
+                TapSource::Passed(fds) => {
+                    fds.iter().map(|&fd| Tap::new(passed(fd)?)).collect::<Result<_, _>>()?
+                }
+            };
+            Box::new(Net::new(NetConfig {
+                taps,
+                mac: *mac,
+                mtu: *mtu,
+                link_up: true,
+                receive_limits: *limits,
+                transmit_limits: *limits,
+            })?)
+        }
         Device::Vsock { path, guest_cid, max_connections } => {
             // One descriptor for each stream, and some for the process itself.
             raise_descriptor_limit(*max_connections as u64 + 64);
@@ -90,6 +108,16 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
         server.serve(&mut report)?
     }
     Ok(())
+}
+
+/// A descriptor that whoever started this program left open for it.
+fn passed(fd: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl on a number; it says whether that is a descriptor.
+    if fd <= libc::STDERR_FILENO || unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: it is open, it is none of the standard ones, and it was passed for the device to own.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn fs(share: &Share) -> Result<Box<dyn DeviceCore>, Box<dyn std::error::Error>> {

@@ -73,6 +73,12 @@ impl TokenBucket {
         self.level -= i128::from(amount) * NANOS_PER_SECOND;
         Ok(())
     }
+
+    /// Takes `amount` tokens that are spent already, however many there are; what is missing is owed.
+    pub fn spend(&mut self, amount: u64, now: Instant) {
+        self.refill(now);
+        self.level = self.level.saturating_sub(i128::from(amount) * NANOS_PER_SECOND);
+    }
 }
 
 fn full(config: BucketConfig) -> i128 {

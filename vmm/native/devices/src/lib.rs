@@ -7,6 +7,7 @@ pub mod block;
 mod bucket;
 pub mod fs;
 mod limits;
+pub mod net;
 pub mod rng;
 mod timer;
 pub mod vsock;

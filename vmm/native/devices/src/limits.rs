@@ -45,6 +45,36 @@ impl Limiter {
         self.admit_at(bytes, Instant::now())
     }
 
+    /// Whether an operation whose size is known only afterwards may begin: nothing is owed.
+    ///
+    /// # Errors
+    /// How long to wait until it may.
+    pub fn ready(&mut self) -> Result<(), Duration> {
+        if self.bandwidth.is_none() && self.operations.is_none() {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let needed = [&mut self.bandwidth, &mut self.operations]
+            .into_iter()
+            .filter_map(|bucket| bucket.as_mut()?.check(1, now).err())
+            .max();
+        needed.map_or(Ok(()), Err)
+    }
+
+    /// Takes note of an operation of `bytes` bytes that [`Self::ready`] let begin. What exceeds the limit is
+    /// owed, so that the rate holds all the same.
+    pub fn spend(&mut self, bytes: u64) {
+        if self.bandwidth.is_none() && self.operations.is_none() {
+            return;
+        }
+        let now = Instant::now();
+        for (bucket, amount) in [(&mut self.bandwidth, bytes), (&mut self.operations, 1)] {
+            if let Some(bucket) = bucket {
+                bucket.spend(amount, now);
+            }
+        }
+    }
+
     fn admit_at(&mut self, bytes: u64, now: Instant) -> Result<(), Duration> {
         let mut wait = None;
         for (bucket, amount) in [(&mut self.bandwidth, bytes), (&mut self.operations, 1)] {
@@ -90,5 +120,14 @@ mod tests {
         assert_eq!(limiter.admit_at(0, now), Err(Duration::from_secs(1)));
         limiter.configure(Limits { operations: None, ..limits }, now);
         assert_eq!(limiter.admit_at(0, now), Ok(()));
+    }
+
+    #[test]
+    fn what_was_spent_beyond_the_limit_is_waited_for() {
+        let limits = Limits { bandwidth: Some(BucketConfig { rate: 1, burst: 10 }), operations: None };
+        let mut limiter = Limiter::new(limits);
+        assert_eq!(limiter.ready(), Ok(()));
+        limiter.spend(1000);
+        assert!(limiter.ready().is_err_and(|wait| wait > Duration::from_secs(900)));
     }
 }

@@ -5,7 +5,7 @@ use strato_virtio::{DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Progress};
 
 use crate::choices::Choices;
 use crate::machine::Machine;
-use crate::subjects::{block, fs, rng, vsock};
+use crate::subjects::{block, fs, net, rng, vsock};
 
 /// What a driver would put into one chain.
 #[derive(Clone, Debug, Default)]
@@ -65,6 +65,7 @@ pub const KINDS: &[Kind] = &[
     Kind { name: "fs", make: || fs::make(0) },
     Kind { name: "fs-pool", make: || fs::make(2) },
     Kind { name: "vsock", make: vsock::make },
+    Kind { name: "net", make: net::make },
 ];
 
 /// A device without anything, to stand in while another one is exchanged.

@@ -9,6 +9,7 @@
 //! and answers before they have stopped.
 
 mod channel;
+mod early;
 mod memory;
 mod notifier;
 mod server;

@@ -9,6 +9,7 @@ use strato_virtio::{DeviceCore, DeviceFault, DeviceHost, Worker, WorkerEnd};
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
 
 use crate::channel::{reply, take_request};
+use crate::early::Early;
 use crate::notifier::CallNotifier;
 use crate::session::Session;
 
@@ -96,8 +97,9 @@ impl Shell {
         stream: UnixStream,
         report: &mut dyn FnMut(&dyn fmt::Display),
     ) -> Result<(), ServerError> {
-        let connection = match stream.try_clone() {
-            Ok(connection) => connection,
+        let (connection, mut early) = match stream.try_clone().and_then(|own| Ok((own, Early::new(&stream)?)))
+        {
+            Ok(both) => both,
             Err(error) => {
                 report(&error);
                 return Ok(());
@@ -119,7 +121,8 @@ impl Shell {
                     break Ok(());
                 }
             }
-            match requests.handle_request() {
+            let early = early.carry_out(&*self.session);
+            match early.and_then(|done| if done { Ok(()) } else { requests.handle_request() }) {
                 Ok(()) => {}
                 Err(ProtocolError::Disconnected) => break Ok(()),
                 Err(ProtocolError::BackendInternalError) => break Err(ServerError::Worker),

@@ -229,3 +229,28 @@ fn socket_left_over_by_a_killed_process_is_replaced_and_a_live_one_is_not() {
     std::fs::remove_file(&path).unwrap();
     assert!(server.is_ok());
 }
+
+/// What QEMU's network front end does, and crate `vhost` refuses.
+#[test]
+fn ring_enabled_before_the_features_are_set_is_remembered() {
+    use std::io::Read;
+    let backend = rng(1);
+    let mut front_end = UnixStream::connect(&backend.path).unwrap();
+    let send = |front_end: &mut UnixStream, words: &[u32]| {
+        let message: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        front_end.write_all(&message).unwrap();
+    };
+    let answer = |front_end: &mut UnixStream| {
+        let mut message = [0; 20];
+        front_end.read_exact(&mut message).unwrap();
+        [0, 4, 8, 12].map(|at| u32::from_ne_bytes(message[at..at + 4].try_into().unwrap()))
+    };
+    // SET_VRING_ENABLE of ring 0, of a ring that is not there, and to something that is neither on nor off.
+    for (index, value, refused) in [(0, 1, 0), (7, 1, 1), (0, 2, 1)] {
+        send(&mut front_end, &[18, 1 | 8, 8, index, value]);
+        assert_eq!(answer(&mut front_end), [18, 1 | 4, 8, refused]);
+    }
+    // The session goes on: GET_FEATURES.
+    send(&mut front_end, &[1, 1, 0]);
+    assert_eq!(answer(&mut front_end)[..3], [1, 1 | 4, 8]);
+}

@@ -108,6 +108,9 @@ pub trait DeviceCore: Send {
     /// one is void. `process_queue` follows at once, kick or no kick.
     fn queue_started(&mut self, _io: &mut DeviceIo<'_>, _queue: u16, _resumed: bool) {}
 
+    /// A queue has stopped, everything of it having been drained. Not called by a reset.
+    fn queue_stopped(&mut self, _io: &mut DeviceIo<'_>, _queue: u16) {}
+
     /// The driver may have made buffers available on `queue`.
     ///
     /// # Errors
@@ -308,6 +311,14 @@ impl<'a> RunningRing<'a> {
     /// The ring cannot be reached any more.
     pub fn allow_kicks(&mut self) -> Result<bool, DeviceFault> {
         self.ring.allow_kicks(self.ram).map_err(|error| self.fault(error))
+    }
+
+    /// Gives several chains back at once, as (head, bytes written): the driver sees all of them or none.
+    ///
+    /// # Errors
+    /// As [`Self::complete`].
+    pub fn complete_all(&mut self, chains: &[(u16, u32)]) -> Result<(), DeviceFault> {
+        self.ring.complete_all(self.ram, chains).map_err(|error| self.fault(error))
     }
 
     /// Tells the driver of completed chains, if it wants to know.

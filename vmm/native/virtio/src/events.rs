@@ -21,6 +21,19 @@ pub enum Interest {
     /// Readable, writable and hang-up, edge-triggered: the core remembers the state itself, so that a
     /// stalled stream costs neither wake-ups nor system calls.
     Edges,
+    /// Nothing but a failure of the descriptor, and that once: for a stream that nobody can take from now.
+    Nothing,
+}
+
+impl Interest {
+    fn set(self) -> EventSet {
+        match self {
+            Self::Readable => EventSet::IN,
+            Self::Signals => EventSet::IN | EventSet::EDGE_TRIGGERED,
+            Self::Edges => EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED,
+            Self::Nothing => EventSet::EDGE_TRIGGERED,
+        }
+    }
 }
 
 /// What happened on a descriptor.
@@ -58,14 +71,12 @@ impl Events {
 
     /// Watches `fd`; events carry `token`, at most [`MAX_CORE_TOKEN`] for cores.
     pub fn add(&self, fd: RawFd, token: u64, interest: Interest) -> io::Result<()> {
-        let set = match interest {
-            Interest::Readable => EventSet::IN,
-            Interest::Signals => EventSet::IN | EventSet::EDGE_TRIGGERED,
-            Interest::Edges => {
-                EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED
-            }
-        };
-        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(set, token))
+        self.epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(interest.set(), token))
+    }
+
+    /// Changes what is heard of `fd`. What is ready at that moment is told again.
+    pub fn change(&self, fd: RawFd, token: u64, interest: Interest) -> io::Result<()> {
+        self.epoll.ctl(ControlOperation::Modify, fd, EpollEvent::new(interest.set(), token))
     }
 
     /// Stops watching `fd`. An `fd` that is not watched is not an error.

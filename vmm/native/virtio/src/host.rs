@@ -222,7 +222,13 @@ impl DeviceHost {
         // The other queues go on with what the drain held up.
         self.again = true;
         self.forget_kick(index);
-        self.rings.get_mut(index).map(Ring::stop)
+        let ring = self.rings.get_mut(index)?;
+        let ran = ring.running();
+        let position = ring.stop();
+        if ran {
+            self.with_core(|core, io| core.queue_stopped(io, queue));
+        }
+        Some(position)
     }
 
     fn forget_kick(&mut self, index: usize) {

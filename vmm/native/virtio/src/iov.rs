@@ -12,6 +12,13 @@ use crate::{GuestRam, GuestRamHandle};
 /// Most pieces in one system call (UIO_MAXIOV of Linux).
 pub const MAX_IOVECS: usize = 1024;
 
+/// The storage of a [`GuestBuffers`], kept from request to request so that none allocates.
+#[derive(Debug, Default)]
+pub struct IovecStorage(Vec<libc::iovec>);
+
+// SAFETY: the list in it is always empty (`GuestBuffers::into_storage`): it owns room for pointers, and none.
+unsafe impl Send for IovecStorage {}
+
 /// A list of pieces of guest memory, in order. Borrows guest RAM, so the mapping outlives it.
 ///
 /// The bytes may change under the device's hands at any time (the guest runs); so they are only ever passed
@@ -28,6 +35,20 @@ impl<'ram> GuestBuffers<'ram> {
     /// An empty list.
     pub fn new(ram: &'ram GuestRam) -> Self {
         Self { iovecs: Vec::with_capacity(8), len: 0, ram, marker: PhantomData }
+    }
+
+    /// An empty list that begins with `bytes`, which are the device's own: a checked copy of a header.
+    pub fn with_own(ram: &'ram GuestRam, storage: IovecStorage, bytes: &'ram mut [u8]) -> Self {
+        let mut iovecs = storage.0;
+        iovecs.push(libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() });
+        Self { iovecs, len: bytes.len(), ram, marker: PhantomData }
+    }
+
+    /// Gives the storage back for the next request.
+    pub fn into_storage(mut self) -> IovecStorage {
+        self.iovecs.clear();
+        self.iovecs.shrink_to(KEPT_IOVECS);
+        IovecStorage(self.iovecs)
     }
 
     /// Total bytes.
@@ -114,6 +135,14 @@ impl<'ram> GuestBuffers<'ram> {
         usize::try_from(written).map_err(|_| io::Error::last_os_error())
     }
 
+    /// Writes the buffers as one message to `fd`, a tap or a packet socket.
+    pub fn write_packet(&mut self, fd: RawFd) -> io::Result<usize> {
+        let count = self.iovecs.len() as libc::c_int;
+        // SAFETY: as in `send_to`; a piece of the device's own is borrowed for as long as the list lives.
+        let written = unsafe { libc::writev(fd, self.iovecs.as_ptr(), count) };
+        usize::try_from(written).map_err(|_| io::Error::last_os_error())
+    }
+
     /// Writes the buffers to the end of the file `fd`, wherever it is then (RWF_APPEND); may write less.
     pub fn append_to_file(&mut self, fd: RawFd) -> io::Result<usize> {
         let count = self.iovecs.len() as libc::c_int;
@@ -132,7 +161,7 @@ impl<'ram> GuestBuffers<'ram> {
 }
 
 /// Appends the pieces of `spans` to `iovecs` and returns how many bytes they have.
-fn append(
+pub(crate) fn append(
     iovecs: &mut Vec<libc::iovec>,
     ram: &GuestRam,
     spans: impl Iterator<Item = Span>,
@@ -169,7 +198,7 @@ pub struct OwnedGuestBuffers {
 unsafe impl Send for OwnedGuestBuffers {}
 
 /// Storage beyond this many pieces is given back with the request that needed it.
-const KEPT_IOVECS: usize = 64;
+pub(crate) const KEPT_IOVECS: usize = 64;
 
 impl OwnedGuestBuffers {
     /// Replaces the list by `len` bytes of the chain's readable part, from `offset` on.

@@ -19,6 +19,7 @@ mod host;
 mod iov;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
+mod posted;
 pub mod random;
 pub mod record;
 mod ring;
@@ -35,7 +36,8 @@ pub use self::features::{
     RING_FEATURES, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1, negotiated,
 };
 pub use self::host::{DeviceHost, RingStart};
-pub use self::iov::{GuestBuffers, MAX_IOVECS, OwnedGuestBuffers};
+pub use self::iov::{GuestBuffers, IovecStorage, MAX_IOVECS, OwnedGuestBuffers};
+pub use self::posted::PostedBuffers;
 pub use self::ring::{MAX_RING_SIZE, Ring, RingError, RingLayout};
 pub use self::worker::{Worker, WorkerEnd, WorkerError, panic_text};
 

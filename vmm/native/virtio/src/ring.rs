@@ -82,8 +82,8 @@ pub struct Ring {
     layout: RingLayout,
     running: bool,
     in_flight: u16,
-    /// Something was completed that the driver was not told of.
-    unannounced: bool,
+    /// Used index up to which the driver was told, or did not want to be.
+    announced: Wrapping<u16>,
     /// Position at the last stop: tells a resumed driver from a new one.
     parked_at: Option<u16>,
 }
@@ -100,7 +100,7 @@ impl Ring {
             layout: RingLayout::default(),
             running: false,
             in_flight: 0,
-            unannounced: false,
+            announced: Wrapping(0),
             parked_at: None,
         })
     }
@@ -119,7 +119,6 @@ impl Ring {
     ) -> Result<bool, RingError> {
         self.running = false;
         self.in_flight = 0;
-        self.unannounced = false;
         let refused = |reason| RingError::Layout(layout, reason);
         let queue = &mut self.queue;
         queue.reset();
@@ -150,6 +149,7 @@ impl Ring {
         queue.set_ready(true);
         let used = queue.used_idx(ram, Ordering::Acquire).map_err(RingError::Access)?;
         queue.set_next_used(used.0);
+        self.announced = used;
         self.layout = layout;
         self.running = true;
         Ok(self.parked_at.take() == Some(next_avail))
@@ -177,7 +177,7 @@ impl Ring {
         self.layout = RingLayout::default();
         self.running = false;
         self.in_flight = 0;
-        self.unannounced = false;
+        self.announced = Wrapping(0);
         self.parked_at = None;
     }
 
@@ -264,8 +264,33 @@ impl Ring {
             return Err(RingError::NotRunning);
         }
         self.in_flight = self.in_flight.checked_sub(1).ok_or(RingError::NotInFlight)?;
-        self.unannounced = true;
         self.queue.add_used(ram, head, written).map_err(RingError::Access)
+    }
+
+    /// Gives several chains back at once: the driver sees all of them or none (virtio 1.2, 5.1.6.4: the
+    /// buffers of one packet).
+    ///
+    /// # Errors
+    /// As [`Self::complete`]; the driver has seen none of them.
+    pub fn complete_all(&mut self, ram: &GuestRam, chains: &[(u16, u32)]) -> Result<(), RingError> {
+        let Some((&(last_head, last_written), others)) = chains.split_last() else { return Ok(()) };
+        if !self.running {
+            return Err(RingError::NotRunning);
+        }
+        let count = u16::try_from(chains.len()).map_err(|_| RingError::NotInFlight)?;
+        self.in_flight = self.in_flight.checked_sub(count).ok_or(RingError::NotInFlight)?;
+        let mut next_used = Wrapping(self.queue.next_used());
+        for &(head, written) in others {
+            // Beside virtio-queue, which would show each of them at once. Layout: virtio 1.2, 2.7.8.
+            let slot = u64::from(next_used.0 % self.queue.size());
+            let element = u64::from(head) | u64::from(written) << 32;
+            let at = GuestAddress(self.queue.used_ring().wrapping_add(4 + 8 * slot));
+            ram.write_obj(element.to_le(), at)
+                .map_err(|error| RingError::Access(QueueError::GuestMemory(error)))?;
+            next_used += 1;
+        }
+        self.queue.set_next_used(next_used.0);
+        self.queue.add_used(ram, last_head, last_written).map_err(RingError::Access)
     }
 
     /// Asks the driver not to kick for now. A hint only.
@@ -280,18 +305,25 @@ impl Ring {
 
     /// Whether the driver wants to hear of what was completed since the last call.
     pub fn wants_notification(&mut self, ram: &GuestRam) -> Result<bool, RingError> {
-        if !std::mem::take(&mut self.unannounced) {
+        let used = Wrapping(self.queue.next_used());
+        let announced = std::mem::replace(&mut self.announced, used);
+        if used == announced {
             return Ok(false);
         }
+        // What was written to the used ring is seen by the driver before its wishes are read here.
+        std::sync::atomic::fence(Ordering::SeqCst);
+        let avail_ring = self.queue.avail_ring();
+        let load = |offset: u64| {
+            ram.load(GuestAddress(avail_ring.wrapping_add(offset)), Ordering::Relaxed)
+                .map(u16::from_le)
+                .map_err(|error| RingError::Access(QueueError::GuestMemory(error)))
+        };
         if self.queue.event_idx_enabled() {
-            return self.queue.needs_notification(ram).map_err(RingError::Access);
+            // used_event follows the available ring (virtio 1.2, 2.7.7.2 and vring_need_event).
+            let event = Wrapping(load(4 + 2 * u64::from(self.queue.size()))?);
+            return Ok(used - event - Wrapping(1) < used - announced);
         }
         // Not done by virtio-queue: without EVENT_IDX the driver may set a flag (virtio 1.2, 2.7.7).
-        std::sync::atomic::fence(Ordering::SeqCst);
-        let flags: u16 = ram
-            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-            .map(u16::from_le)
-            .map_err(|error| RingError::Access(QueueError::GuestMemory(error)))?;
-        Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        Ok(u32::from(load(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0)
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod block;
 pub(crate) mod fs;
+pub(crate) mod net;
 pub(crate) mod rng;
 pub(crate) mod scratch;
 pub(crate) mod vsock;

@@ -1,0 +1,10 @@
+//! The network device against the mock driver, with a packet socket or a real tap as its host side.
+
+mod control;
+mod guest;
+mod lies;
+mod limits;
+mod receive;
+mod streams;
+mod taps;
+mod transmit;
