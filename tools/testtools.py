@@ -66,8 +66,8 @@ DEBIAN_TOOLS = (
     DebianTool("runc", "runc", ("usr/sbin/runc",)),
 )
 
-# A kernel that drives virtio over PCI, which the guest kernel of the light board does not: for tests of several
-# queues. The package that Debian's name for "the newest" depends on, and those of its modules that are loaded.
+# A kernel that drives virtio over PCI, which the guest kernel of the light board does not: for tests of
+# several queues. It is in the package that this one depends on; the modules are those to be loaded, in order.
 PCI_KERNEL = "linux-image-cloud-amd64"
 PCI_MODULES = (
     "virtio_ring",

@@ -19,9 +19,7 @@ import pytest
 from tests.framework import guest_image
 from tests.framework.command import Background
 from tests.framework.device_vm import DeviceVm, DeviceVmSettings
-from tests.framework.vhost_devices import REFERENCE, Share
-
-from .workbench import subject
+from tests.framework.vhost_devices import REFERENCE, STRATO, Share
 
 pytestmark = pytest.mark.differential
 
@@ -81,13 +79,12 @@ class Scene:
         return found
 
 
-@pytest.fixture(params=["ours", "reference"])
+@pytest.fixture(params=[STRATO, REFERENCE])
 def scene(request: pytest.FixtureRequest, programs: dict[str, Path]) -> Iterator[Scene]:
     """A share with everything in it that tempts a server to leave it."""
-    server = subject() if request.param == "ours" else REFERENCE
     directory = Path(tempfile.mkdtemp(prefix="vme-"))
     try:
-        with _scene(directory, server, programs) as made:
+        with _scene(directory, request.param, programs) as made:
             yield made
     finally:
         shutil.rmtree(directory, ignore_errors=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.framework import guest_image, guest_programs, vhost_devices
+from tests.framework import guest_image, guest_programs
 from tests.framework.command import Background
 from tests.framework.device_vm import DeviceVm, DeviceVmSettings
 from tests.framework.runtime import TEST_TOOLS
@@ -72,9 +72,6 @@ def test_disk_is_used_through_all_queues(directory: Path) -> None:
         vm.close()
 
 
-@pytest.mark.skipif(
-    not vhost_devices.is_available("net"), reason="the net core is not in strato-vhost-device"
-)
 def test_interface_offers_all_queue_pairs(directory: Path) -> None:
     name = f"stq{os.getpid() % 100000}"
     tap = open_tap(None, name)

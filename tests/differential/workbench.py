@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.framework import guest_image, vhost_devices
+from tests.framework import guest_image
 from tests.framework.command import run
 from tests.framework.device_vm import DeviceVm, DeviceVmSettings
 from tests.framework.vhost_devices import REFERENCE, STRATO, Share
@@ -89,7 +89,7 @@ def workbench(cache: str, programs: Mapping[str, Path], scripts: Mapping[str, st
             files[name] = directory / name
             files[name].write_text(text)
         shares = []
-        for name, server in (("ours", subject()), ("reference", REFERENCE)):
+        for name, server in (("ours", STRATO), ("reference", REFERENCE)):
             (directory / name).mkdir()
             shares.append(Share(name, directory / name, server, cache))
         (directory / "native").mkdir()
@@ -99,9 +99,3 @@ def workbench(cache: str, programs: Mapping[str, Path], scripts: Mapping[str, st
             yield Workbench(vm, directory, programs)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def subject() -> str:
-    """Who serves the share `ours`."""
-    # Until the fs core is there, virtiofsd is compared with itself, which tests the tests.
-    return STRATO if vhost_devices.is_available("fs") else REFERENCE

@@ -5,7 +5,6 @@ that choice is all in which two devices of a comparison differ.
 """
 
 import contextlib
-import os
 import socket
 import subprocess
 import time
@@ -275,10 +274,3 @@ def process_cpu_ns(pid: int) -> int:
 def thread_cpu_ns(pid: int, thread: int) -> int:
     """Processor time of one thread: the first field of its schedstat."""
     return int((host.PROC / str(pid) / "task" / str(thread) / "schedstat").read_text().split()[0])
-
-
-def is_available(kind: str) -> bool:
-    """Whether our own program knows a kind of device: then it complains about what is missing, by name."""
-    command = [os.fspath(paths.strato_vhost_device()), kind]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    return "No such device" not in done.stderr
