@@ -304,7 +304,11 @@ pub trait HostFs: Send + Sync {
     fn file(&self, handle: HandleId) -> io::Result<OpenFile>;
     /// Runs `write`, which writes to the file of `handle`; set-uid and set-gid bits are cleared as if an
     /// unprivileged process wrote (FUSE_WRITE_KILL_SUIDGID).
-    fn write_unprivileged(&self, write: &mut dyn FnMut() -> io::Result<usize>) -> io::Result<usize>;
+    fn write_unprivileged(
+        &self,
+        handle: HandleId,
+        write: &mut dyn FnMut() -> io::Result<usize>,
+    ) -> io::Result<usize>;
     /// One of the guest's descriptors of the handle was closed; `owner`'s record locks on the file end.
     fn flush(&self, handle: HandleId, owner: u64) -> io::Result<()>;
     fn fsync(&self, handle: HandleId, data_only: bool) -> io::Result<()>;

@@ -121,7 +121,7 @@ impl Server {
             Ok(done as usize)
         };
         let written = if write_flags & flag::WRITE_KILL_SUIDGID != 0 {
-            self.host.write_unprivileged(&mut write)?
+            self.host.write_unprivileged(handle, &mut write)?
         } else {
             write()?
         };

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::time::Duration;
 
 use super::collection::Collection;
-use super::credentials::without_fsetid;
+use super::credentials::clearing_set_id;
 use super::node::Node;
 use super::sys::{self, ProcName, check, errno};
 use super::{Passthrough, files};
@@ -34,6 +34,9 @@ pub(super) fn set(
     change: &AttributeChange,
 ) -> io::Result<(Attributes, Duration)> {
     let node = fs.writable_node(node)?;
+    // A change of nothing comes from a guest that leaves the clearing of set-uid bits to the host: before an
+    // unprivileged write, which clears them itself, and for a chown(2) to nobody, whoever calls it: the guest
+    // has not checked that. Since the one cannot be told from the other, neither clears anything here.
     if let Some(mode) = change.mode {
         let name = ProcName::new(&*node);
         // SAFETY: the name is a C string, the descriptor is open.
@@ -46,7 +49,7 @@ pub(super) fn set(
     }
     if let Some(size) = change.size {
         let truncate = || set_size(fs, &node, handle, size);
-        if change.kill_privileges { without_fsetid(truncate)? } else { truncate()? }
+        if change.kill_privileges { clearing_set_id(&*node, truncate)? } else { truncate()? }
     }
     if change.atime.is_some() || change.mtime.is_some() {
         set_times(fs, &node, change)?;

@@ -87,14 +87,16 @@ pub struct PassthroughConfig {
     pub limits: Limits,
     /// Locks are taken on the host's files; if not, they are the guest's own.
     pub remote_locks: bool,
+    /// A thread that is prepared keeps only the capabilities that the host half needs.
+    pub confine_threads: bool,
 }
 
 impl PassthroughConfig {
-    /// `root` with guest-local locks and the default budget.
+    /// `root` with guest-local locks and the default budget; threads keep their capabilities.
     ///
     /// # Errors
     /// As [`Limits::from_process`].
     pub fn new(root: Root) -> io::Result<Self> {
-        Ok(Self { root, limits: Limits::from_process()?, remote_locks: false })
+        Ok(Self { root, limits: Limits::from_process()?, remote_locks: false, confine_threads: false })
     }
 }

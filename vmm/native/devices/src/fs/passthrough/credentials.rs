@@ -14,9 +14,9 @@
 use std::cell::Cell;
 use std::ffi::{c_int, c_uint};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use super::sys::{check, check_long, errno};
+use super::sys::{self, check, check_long, errno};
 use crate::fs::host::Caller;
 
 /// Capabilities by their numbers in linux/capability.h.
@@ -71,17 +71,18 @@ thread_local! {
     };
 }
 
-/// Prepares the calling thread; `proc_self_fd` is the directory /proc/self/fd.
-pub(super) fn prepare_thread(proc_self_fd: BorrowedFd<'_>) -> io::Result<()> {
+/// Prepares the calling thread; `proc_self_fd` is the directory /proc/self/fd. `confine`: with
+/// [`drop_capabilities`].
+pub(super) fn prepare_thread(proc_self_fd: BorrowedFd<'_>, confine: bool) -> io::Result<()> {
     THREAD.with(|thread| {
         if thread.stuck.get() {
             restore(thread)?;
         }
-        if thread.prepared.get() { Ok(()) } else { prepare(thread, proc_self_fd) }
+        if thread.prepared.get() { Ok(()) } else { prepare(thread, proc_self_fd, confine) }
     })
 }
 
-fn prepare(thread: &Thread, proc_self_fd: BorrowedFd<'_>) -> io::Result<()> {
+fn prepare(thread: &Thread, proc_self_fd: BorrowedFd<'_>, confine: bool) -> io::Result<()> {
     // SAFETY: unshare takes one integer; CLONE_FS concerns this thread's working directory and umask only.
     check(unsafe { libc::unshare(libc::CLONE_FS) })?;
     // SAFETY: the descriptor is open for the duration of the call.
@@ -90,6 +91,9 @@ fn prepare(thread: &Thread, proc_self_fd: BorrowedFd<'_>) -> io::Result<()> {
     unsafe { libc::umask(0) };
     // SAFETY: these take nothing and cannot fail.
     let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+    if confine {
+        drop_capabilities()?;
+    }
     let (effective, permitted) = capabilities()?;
     if effective & (1 << CAP_SETGID) != 0 {
         set_groups(&[])?;
@@ -104,8 +108,8 @@ fn prepare(thread: &Thread, proc_self_fd: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 /// Drops every capability of the calling thread but those that the host half needs: CHOWN, DAC_OVERRIDE,
-/// FOWNER, FSETID, SETGID, SETUID, MKNOD and SETFCAP. After [`crate::fs::host::HostFs::prepare_thread`], and
-/// nobody else may change the thread's capabilities then.
+/// FOWNER, FSETID, SETGID, SETUID, MKNOD and SETFCAP. Once a thread is prepared nobody else may change its
+/// capabilities.
 ///
 /// # Errors
 /// The kernel refuses; nothing has changed then.
@@ -149,18 +153,29 @@ pub(super) fn in_name_of<T>(
     })
 }
 
-/// Runs `change` with the caller's group and without CAP_FSETID, so that the kernel decides about the
-/// set-gid bit as it would for the caller.
-pub(super) fn with_group_of<T>(caller: &Caller, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+/// Runs `change` as a member of the group and without CAP_FSETID, so that the kernel decides about the
+/// set-gid bit as it would for one who is in that group only.
+pub(super) fn as_member<T>(gid: u32, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     THREAD.with(|thread| {
-        let group_only = Caller { uid: thread.uid.get(), ..caller.clone() };
-        let _acting = act_as(thread, &group_only)?;
+        let _acting = act_as(thread, &Caller { uid: thread.uid.get(), gid, ..Caller::default() })?;
         unprivileged(thread, change)
     })
 }
 
-/// Runs `change` without CAP_FSETID: the kernel clears set-uid and set-gid bits as for any process.
-pub(super) fn without_fsetid<T>(change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+/// Runs `change`, which changes the contents of `file`, so that the kernel clears the set-uid and set-gid
+/// bits as for any process without privileges.
+///
+/// The set-gid bit of a file that its group may not execute gives no privilege. The kernel clears it for
+/// those who are not in the group; the guest does not tell whether the caller is, so it stays.
+pub(super) fn clearing_set_id<T>(file: impl AsFd, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    // Nearly no file has such bits: one question instead of two changes of credentials.
+    let attributes = sys::stat(file.as_fd())?.attributes;
+    if attributes.mode & (libc::S_ISUID | libc::S_ISGID) == 0 {
+        return change();
+    }
+    if attributes.mode & (libc::S_ISGID | libc::S_IXGRP) == libc::S_ISGID {
+        return as_member(attributes.gid, change);
+    }
     THREAD.with(|thread| unprivileged(thread, change))
 }
 

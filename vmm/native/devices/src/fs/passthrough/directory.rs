@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::handle::{COLLECTION_HANDLE, Handle};
 use super::sys::{self, errno};
-use super::{CachePolicy, Passthrough, credentials};
+use super::{CachePolicy, Passthrough};
 use crate::fs::host::{DirectoryEntry, HandleId, NodeId, Opened};
 
 /// What one getdents64 may fill.
@@ -90,7 +90,7 @@ pub(super) fn readdir(
     sink: &mut dyn FnMut(DirectoryEntry<'_>) -> bool,
 ) -> io::Result<()> {
     if let Some(collection) = fs.collection.as_ref().filter(|_| handle == COLLECTION_HANDLE) {
-        credentials::prepare_thread(fs.proc_self_fd())?;
+        fs.prepare()?;
         collection.list(offset, sink);
         return Ok(());
     }

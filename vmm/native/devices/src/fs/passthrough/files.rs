@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use super::credentials::{in_name_of, without_fsetid};
+use super::credentials::{clearing_set_id, in_name_of};
 use super::handle::Handle;
 use super::lookup::check_name;
 use super::node::Node;
@@ -85,7 +85,7 @@ pub(super) fn open_for_io(fs: &Passthrough, node: &Node, flags: c_int) -> io::Re
 pub(super) fn open(fs: &Passthrough, node: NodeId, flags: u32, kill_privileges: bool) -> io::Result<Opened> {
     let node = fs.node(node)?;
     let open = || open_for_io(fs, &node, flags.cast_signed());
-    let file = if kill_privileges { without_fsetid(open)? } else { open()? };
+    let file = if kill_privileges { clearing_set_id(&*node, open)? } else { open()? };
     fs.opened(&node, file)
 }
 
@@ -186,18 +186,35 @@ pub(super) fn release(fs: &Passthrough, handle: HandleId) -> io::Result<()> {
     fs.handles.remove(handle).map(drop).ok_or_else(|| errno(libc::EBADF))
 }
 
+impl Passthrough {
+    /// Runs a change of contents whose request does not say whether set-uid bits are to be cleared: they are
+    /// for everybody but root.
+    fn changing<T>(
+        &self,
+        caller: &Caller,
+        handle: &Handle,
+        change: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
+        let clear = caller.uid != 0 && self.options.get().kill_privileges;
+        if clear { clearing_set_id(handle, change) } else { change() }
+    }
+}
+
 pub(super) fn fallocate(
     fs: &Passthrough,
+    caller: &Caller,
     handle: HandleId,
     mode: u32,
-    offset: u64,
-    len: u64,
+    (offset, len): (u64, u64),
 ) -> io::Result<()> {
     let handle = fs.handle(handle)?;
     let number = |value: u64| i64::try_from(value).map_err(|_| errno(libc::EINVAL));
     let (offset, len) = (number(offset)?, number(len)?);
-    // SAFETY: plain integers.
-    check(unsafe { libc::fallocate(handle.as_fd().as_raw_fd(), mode.cast_signed(), offset, len) }).map(drop)
+    fs.changing(caller, &handle, || {
+        // SAFETY: plain integers.
+        check(unsafe { libc::fallocate(handle.as_fd().as_raw_fd(), mode.cast_signed(), offset, len) })
+    })
+    .map(drop)
 }
 
 pub(super) fn lseek(fs: &Passthrough, handle: HandleId, offset: u64, whence: u32) -> io::Result<u64> {
@@ -210,6 +227,7 @@ pub(super) fn lseek(fs: &Passthrough, handle: HandleId, offset: u64, whence: u32
 
 pub(super) fn copy_file_range(
     fs: &Passthrough,
+    caller: &Caller,
     from: (HandleId, u64),
     to: (HandleId, u64),
     len: u64,
@@ -218,16 +236,21 @@ pub(super) fn copy_file_range(
     let number = |value: u64| i64::try_from(value).map_err(|_| errno(libc::EINVAL));
     let (mut from, mut to) = (number(from.1)?, number(to.1)?);
     let len = usize::try_from(len.min(MAX_COPY)).map_err(|_| errno(libc::EINVAL))?;
-    // SAFETY: both offsets are live, both descriptors are open.
-    let copied = unsafe {
-        libc::copy_file_range(
-            source.as_fd().as_raw_fd(),
-            &raw mut from,
-            target.as_fd().as_raw_fd(),
-            &raw mut to,
-            len,
-            0,
-        )
-    };
-    usize::try_from(copied).map_err(|_| io::Error::last_os_error())
+    fs.changing(caller, &target, || {
+        // Not libc::copy_file_range: the standard library names it as a weak symbol, and in a statically
+        // linked program optimised as a whole ours becomes weak with it, which is a null pointer.
+        // SAFETY: both offsets are live, both descriptors are open.
+        let copied = unsafe {
+            libc::syscall(
+                libc::SYS_copy_file_range,
+                source.as_fd().as_raw_fd(),
+                &raw mut from,
+                target.as_fd().as_raw_fd(),
+                &raw mut to,
+                len,
+                0,
+            )
+        };
+        usize::try_from(copied).map_err(|_| io::Error::last_os_error())
+    })
 }

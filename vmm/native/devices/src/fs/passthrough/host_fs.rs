@@ -13,7 +13,7 @@ use crate::fs::host::{
 
 impl HostFs for Passthrough {
     fn prepare_thread(&self) -> io::Result<()> {
-        credentials::prepare_thread(self.proc_self_fd())
+        self.prepare()
     }
 
     fn begin(&self, options: SessionOptions) {
@@ -126,9 +126,12 @@ impl HostFs for Passthrough {
         files::file(self, handle)
     }
 
-    fn write_unprivileged(&self, write: &mut dyn FnMut() -> io::Result<usize>) -> io::Result<usize> {
-        credentials::prepare_thread(self.proc_self_fd())?;
-        credentials::without_fsetid(write)
+    fn write_unprivileged(
+        &self,
+        handle: HandleId,
+        write: &mut dyn FnMut() -> io::Result<usize>,
+    ) -> io::Result<usize> {
+        credentials::clearing_set_id(&*self.handle(handle)?, write)
     }
 
     fn flush(&self, handle: HandleId, owner: u64) -> io::Result<()> {
@@ -145,13 +148,13 @@ impl HostFs for Passthrough {
 
     fn fallocate(
         &self,
-        _caller: &Caller,
+        caller: &Caller,
         handle: HandleId,
         mode: u32,
         offset: u64,
         len: u64,
     ) -> io::Result<()> {
-        files::fallocate(self, handle, mode, offset, len)
+        files::fallocate(self, caller, handle, mode, (offset, len))
     }
 
     fn lseek(&self, handle: HandleId, offset: u64, whence: u32) -> io::Result<u64> {
@@ -160,12 +163,12 @@ impl HostFs for Passthrough {
 
     fn copy_file_range(
         &self,
-        _caller: &Caller,
+        caller: &Caller,
         from: (HandleId, u64),
         to: (HandleId, u64),
         len: u64,
     ) -> io::Result<usize> {
-        files::copy_file_range(self, from, to, len)
+        files::copy_file_range(self, caller, from, to, len)
     }
 
     fn opendir(&self, _caller: &Caller, node: NodeId, flags: u32) -> io::Result<Opened> {

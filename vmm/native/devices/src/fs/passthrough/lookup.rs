@@ -10,7 +10,7 @@ use super::collection::NAME_TIMEOUT;
 use super::node::{Candidate, Identity, Node, Traits};
 use super::share::Share;
 use super::sys::{self, Stat, errno};
-use super::{Passthrough, ShareConfig, credentials};
+use super::{Passthrough, ShareConfig};
 use crate::fs::host::{Entry, NodeId};
 
 /// NAME_MAX of linux/limits.h
@@ -45,7 +45,7 @@ pub(super) fn check_name(name: &CStr) -> io::Result<()> {
 pub(super) fn lookup(fs: &Passthrough, parent: NodeId, name: &CStr) -> io::Result<Entry> {
     check_name(name)?;
     if let Some(collection) = fs.collection.as_ref().filter(|_| fs.is_collection(parent)) {
-        credentials::prepare_thread(fs.proc_self_fd())?;
+        fs.prepare()?;
         let share = collection.find(name).ok_or_else(|| errno(libc::ENOENT))?;
         return fs.share_entry(&share);
     }

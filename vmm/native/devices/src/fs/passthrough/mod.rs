@@ -60,6 +60,7 @@ pub struct Passthrough {
     collection: Option<Collection>,
     options: Options,
     remote_locks: bool,
+    confine_threads: bool,
     metrics: Arc<PassthroughMetrics>,
     /// How many listings keep a buffer.
     directory_buffers: Arc<AtomicUsize>,
@@ -83,6 +84,7 @@ impl Passthrough {
             collection: None,
             options: Options::default(),
             remote_locks: config.remote_locks,
+            confine_threads: config.confine_threads,
             metrics,
             directory_buffers: Arc::default(),
         };
@@ -128,9 +130,14 @@ impl Passthrough {
         self.proc_self_fd.as_fd()
     }
 
+    /// What every request begins with.
+    fn prepare(&self) -> io::Result<()> {
+        credentials::prepare_thread(self.proc_self_fd(), self.confine_threads)
+    }
+
     /// The node, for an operation that does not write. The root of a collection is none.
     fn node(&self, id: NodeId) -> io::Result<Arc<Node>> {
-        credentials::prepare_thread(self.proc_self_fd())?;
+        self.prepare()?;
         self.nodes
             .get(id)
             .ok_or_else(|| errno(if self.is_collection(id) { libc::EPERM } else { libc::ESTALE }))
@@ -146,7 +153,7 @@ impl Passthrough {
     }
 
     fn handle(&self, id: HandleId) -> io::Result<Arc<Handle>> {
-        credentials::prepare_thread(self.proc_self_fd())?;
+        self.prepare()?;
         self.handles.get(id).ok_or_else(|| errno(libc::EBADF))
     }
 

@@ -217,9 +217,8 @@ pub(super) fn read_directory(directory: BorrowedFd<'_>, buffer: &mut [u8]) -> io
 
 /// lseek(2) from the start, or to the next data or hole.
 pub(super) fn seek(file: BorrowedFd<'_>, offset: u64, whence: c_int) -> io::Result<u64> {
-    let offset = i64::try_from(offset).map_err(|_| errno(libc::EINVAL))?;
-    // SAFETY: plain integers.
-    let outcome = unsafe { libc::lseek(file.as_raw_fd(), offset, whence) };
+    // SAFETY: plain integers; what is a negative offset to the kernel it refuses.
+    let outcome = unsafe { libc::lseek(file.as_raw_fd(), offset.cast_signed(), whence) };
     u64::try_from(outcome).map_err(|_| io::Error::last_os_error())
 }
 

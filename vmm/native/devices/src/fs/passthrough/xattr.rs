@@ -9,7 +9,7 @@ use std::ffi::CStr;
 use std::io;
 
 use super::Passthrough;
-use super::credentials::with_group_of;
+use super::credentials::as_member;
 use super::sys::{ProcName, check, errno};
 use crate::fs::host::{Caller, NodeId};
 
@@ -19,7 +19,6 @@ const VALUE_MAX: usize = 65536;
 
 const ACL_NAMES: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 
-/// ACLs that the guest does not enforce would not mean what they say.
 fn check_name(fs: &Passthrough, name: &CStr) -> io::Result<()> {
     let name = name.to_bytes();
     if name.is_empty() || name.len() > NAME_MAX {
@@ -33,11 +32,16 @@ fn check_name(fs: &Passthrough, name: &CStr) -> io::Result<()> {
     }
 }
 
+/// An ACL that the guest does not enforce would not mean what it says: for such a guest there are none.
+fn is_hidden(fs: &Passthrough, name: &CStr) -> bool {
+    !fs.options.get().posix_acl && ACL_NAMES.contains(&name.to_bytes())
+}
+
 pub(super) fn get(fs: &Passthrough, node: NodeId, name: &CStr, value: &mut [u8]) -> io::Result<usize> {
-    check_name(fs, name)?;
-    if fs.is_collection(node) {
+    if fs.is_collection(node) || is_hidden(fs, name) {
         return Err(errno(libc::ENODATA));
     }
+    check_name(fs, name)?;
     let node = fs.node(node)?;
     let path = ProcName::new(&*node);
     // SAFETY: both names are C strings; `value` is writable for the length that is passed.
@@ -84,7 +88,7 @@ pub(super) fn set(
             )
         })
     };
-    let outcome = if clear_setgid { with_group_of(caller, set) } else { set() };
+    let outcome = if clear_setgid { as_member(caller.gid, set) } else { set() };
     outcome.map(drop)
 }
 

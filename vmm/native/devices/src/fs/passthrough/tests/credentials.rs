@@ -5,8 +5,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::thread;
 
-use super::super::Passthrough;
-use super::super::credentials::drop_capabilities;
+use super::super::{Passthrough, PassthroughConfig, Root};
 use super::fixture::*;
 use crate::fs::host::{AttributeChange, Caller, Creation, HostFs, ROOT_NODE, SessionOptions};
 
@@ -142,12 +141,16 @@ fn privileges_are_killed_where_it_is_asked_for() {
     mode();
     fs.write_at(handle, 0, b"x").unwrap();
     assert_eq!(mode(), 0o6755, "a privileged write keeps them");
-    fs.write_unprivileged(&mut || fs.write_at(handle, 0, b"x")).unwrap();
+    fs.write_unprivileged(handle, &mut || fs.write_at(handle, 0, b"x")).unwrap();
     assert_eq!(mode(), 0o755);
-    let failed = fs.write_unprivileged(&mut || Err(io::Error::from_raw_os_error(libc::ENOSPC)));
+    let failed = fs.write_unprivileged(handle, &mut || Err(io::Error::from_raw_os_error(libc::ENOSPC)));
     assert_eq!(code(&failed), libc::ENOSPC);
     fs.write_at(handle, 0, b"x").unwrap();
     assert_eq!(mode(), 0o6755);
+    chown(&path, Some(1000), Some(1000)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o6745)).unwrap();
+    fs.write_unprivileged(handle, &mut || fs.write_at(handle, 0, b"x")).unwrap();
+    assert_eq!(mode(), 0o2745, "what the group cannot execute gives no privilege");
     let size = AttributeChange { size: Some(1), ..AttributeChange::default() };
     fs.set_attributes(&root(), node, None, &size).unwrap();
     assert_eq!(mode(), 0o6755);
@@ -161,6 +164,18 @@ fn privileges_are_killed_where_it_is_asked_for() {
     let owner = AttributeChange { uid: Some(5), kill_privileges: true, ..AttributeChange::default() };
     fs.set_attributes(&root(), node, None, &owner).unwrap();
     assert_eq!(mode(), 0o755);
+    fs.begin(SessionOptions { kill_privileges: true, ..SessionOptions::default() });
+    let node = fs.walk("a").unwrap().node;
+    let handle = fs.open_node(node, libc::O_RDWR).unwrap();
+    // A stranger's chown(2) to nobody comes as a change of nothing.
+    fs.set_attributes(&user(7, 7), node, None, &AttributeChange::default()).unwrap();
+    assert_eq!(mode(), 0o6755);
+    for (caller, expected) in [(root(), 0o6755), (user(7, 7), 0o755)] {
+        fs.fallocate(&caller, handle, 0, 0, 10).unwrap();
+        assert_eq!(mode(), expected);
+        fs.copy_file_range(&caller, (handle, 0), (handle, 100), 10).unwrap();
+        assert_eq!(mode(), expected);
+    }
     // VFS_CAP_REVISION_2, cap_net_raw
     let capability = [0, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
     fs.setxattr(&root(), node, c"security.capability", &capability, 0, false).unwrap();
@@ -204,9 +219,9 @@ fn eight_capabilities_are_enough_and_are_all_that_stay() {
     }
     on_thread(|| {
         let folder = Scratch::new();
-        let fs = serve(folder.path());
+        let config = PassthroughConfig::new(Root::Directory(share(folder.path()))).unwrap();
+        let fs = Passthrough::new(PassthroughConfig { confine_threads: true, ..config }).unwrap();
         fs.prepare_thread().unwrap();
-        drop_capabilities().unwrap();
         let status = identity();
         let kept = 1_u64 | 1 << 1 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 27 | 1 << 31;
         assert!(status.contains(&format!("CapPrm:\t{kept:016x}CapEff:\t{kept:016x}")), "{status}");
@@ -233,7 +248,7 @@ fn eight_capabilities_are_enough_and_are_all_that_stay() {
         assert_eq!(code(&fs.setxattr(&root(), file.node, c"trusted.a", b"1", 0, false)), libc::EPERM);
         let null = Creation { mode: libc::S_IFCHR | 0o666, umask: 0, rdev: 0x103 };
         fs.mknod(&root(), directory, c"null", null).unwrap();
-        fs.write_unprivileged(&mut || fs.write_at(opened.handle, 0, b"y")).unwrap();
+        fs.write_unprivileged(opened.handle, &mut || fs.write_at(opened.handle, 0, b"y")).unwrap();
         assert_eq!(fs.attributes(file.node, None).unwrap().0.mode & 0o7777, 0o711);
         let tmp = fs.tmpfile(&owner, directory, flags(libc::O_RDWR), new(0o600)).unwrap().0;
         fs.link(&owner, tmp.node, directory, c"tmp").unwrap();

@@ -213,7 +213,7 @@ fn special_files_are_never_opened_on_the_host() {
         assert_eq!(made.attributes.mode, kind | 0o666);
         let major_minor = (made.attributes.rdev.major, made.attributes.rdev.minor);
         assert_eq!(device(major_minor.0, major_minor.1), rdev);
-        for open in [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR | libc::O_NONBLOCK, libc::O_PATH] {
+        for open in [libc::O_RDWR | libc::O_NONBLOCK, libc::O_PATH, libc::O_RDONLY, libc::O_WRONLY] {
             assert_eq!(code(&fs.open_node(made.node, open)), libc::ENXIO);
         }
         assert_eq!(code(&fs.opendir(&root(), made.node, 0)), libc::ENOTDIR);

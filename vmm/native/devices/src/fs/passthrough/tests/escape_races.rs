@@ -12,7 +12,7 @@ use super::fixture::*;
 use crate::fs::host::{AttributeChange, HostFs, NewTime, NodeId, ROOT_NODE};
 
 /// Turns of the guest; each is some ten system calls, and the other side is as fast.
-const TURNS: usize = 3000;
+const TURNS: usize = 1000;
 
 fn exchange(a: &Path, b: &Path) {
     let (a, b) = (c(a), c(b));

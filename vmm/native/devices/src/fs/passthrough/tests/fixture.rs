@@ -67,7 +67,7 @@ pub(crate) fn share(path: &Path) -> ShareConfig {
 pub(crate) const LIMITS: Limits = Limits { nodes: 4000, handles: 1000 };
 
 pub(crate) fn passthrough(root: Root) -> Passthrough {
-    let config = PassthroughConfig { root, limits: LIMITS, remote_locks: false };
+    let config = PassthroughConfig { root, limits: LIMITS, remote_locks: false, confine_threads: false };
     let made = Passthrough::new(config).unwrap();
     made.begin(SessionOptions { submounts: true, posix_acl: true, ..SessionOptions::default() });
     made
@@ -212,6 +212,22 @@ pub(crate) fn mount_tmpfs(target: &Path) {
 
 pub(crate) fn mount_proc(target: &Path) {
     mount(c"none", target, c"proc", 0);
+}
+
+/// Mounts `lower` under `upper` on `target`; false where the host has no overlayfs.
+pub(crate) fn mount_overlay(target: &Path, lower: &Path, upper: &Path, work: &Path) -> bool {
+    let options =
+        c(format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display()));
+    let target = c(target);
+    // SAFETY: all are C strings.
+    let done = unsafe {
+        let kind = c"overlay".as_ptr();
+        libc::mount(kind, target.as_ptr(), kind, 0, options.as_ptr().cast())
+    };
+    if done != 0 {
+        eprintln!("skipped: no overlay: {}", io::Error::last_os_error());
+    }
+    done == 0
 }
 
 pub(crate) fn bind(source: &Path, target: &Path) {

@@ -9,7 +9,7 @@ use crate::fs::host::{HostFs, ROOT_NODE, SessionOptions};
 fn small(folder: &Scratch) -> Passthrough {
     let limits = Limits { nodes: 10, handles: 4 };
     let root = Root::Directory(share(folder.path()));
-    Passthrough::new(PassthroughConfig { root, limits, remote_locks: false }).unwrap()
+    Passthrough::new(PassthroughConfig { limits, ..PassthroughConfig::new(root).unwrap() }).unwrap()
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::fs::host::{HostFs, RecordLock};
 
 fn guest(folder: &Scratch, remote_locks: bool) -> Passthrough {
     let root = Root::Directory(share(folder.path()));
-    Passthrough::new(PassthroughConfig { root, limits: LIMITS, remote_locks }).unwrap()
+    Passthrough::new(PassthroughConfig { remote_locks, ..PassthroughConfig::new(root).unwrap() }).unwrap()
 }
 
 fn lock(kind: i32, start: u64, end: u64) -> RecordLock {

@@ -10,7 +10,7 @@ use super::fixture::*;
 use super::model_sides::{Direct, Outcome, Random, Spot, Through, acting, done};
 use crate::fs::host::{AttributeChange, Caller, Creation, Entry, HostFs, NewTime};
 
-const OPERATIONS: usize = 6000;
+const OPERATIONS: usize = 4000;
 
 fn to_outcome<T>(result: io::Result<T>, show: impl FnOnce(T) -> String) -> Outcome {
     result.map(show).map_err(|error| error.raw_os_error().unwrap_or(-1))
@@ -79,7 +79,7 @@ impl Model<'_> {
                 if caller.uid == 0 {
                     write()?
                 } else {
-                    fs.write_unprivileged(&mut write)?
+                    fs.write_unprivileged(opened.handle, &mut write)?
                 };
                 fs.release(opened.handle)?;
                 Ok(Entry { attributes: fs.attributes(entry.node, None)?.0, ..entry })

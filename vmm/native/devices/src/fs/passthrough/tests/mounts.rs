@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::fixture::*;
-use crate::fs::host::{HostFs, ROOT_NODE, SessionOptions};
+use crate::fs::host::{AttributeChange, HostFs, ROOT_NODE, SessionOptions};
 
 #[test]
 fn mounts_below_the_share_are_crossed_and_announced() {
@@ -79,4 +79,57 @@ fn mount_that_appears_later_is_seen_by_the_next_lookup() {
     fs.forget(after.node, 1);
     assert_eq!(unmount(&path), 0);
     assert_eq!(fs.walk("volume").unwrap().node, before.node);
+}
+
+#[test]
+fn overlay_keeps_files_the_same_when_they_are_copied_up() {
+    if !is_root() {
+        return;
+    }
+    let folder = Scratch::new();
+    private_mounts();
+    let [lower, upper, work, merged] = ["lower", "upper", "work", "merged"].map(|name| folder.make(name));
+    fs::create_dir(lower.join("dir")).unwrap();
+    for name in ["a", "b", "c", "dir/d"] {
+        fs::write(lower.join(name), format!("lower {name}")).unwrap();
+    }
+    if !mount_overlay(&merged, &lower, &upper, &work) {
+        return;
+    }
+    let fs = serve(&merged);
+    let before = fs.walk("a").unwrap();
+    let reader = fs.open_node(before.node, libc::O_RDONLY).unwrap();
+    let mode = AttributeChange { mode: Some(0o600), ..AttributeChange::default() };
+    fs.set_attributes(&root(), before.node, None, &mode).unwrap();
+    assert!(upper.join("a").exists(), "it was copied up");
+    let after = fs.walk("a").unwrap();
+    assert_eq!((after.node, after.attributes.ino), (before.node, before.attributes.ino));
+    assert_eq!(after.attributes.mode & 0o777, 0o600);
+    let writer = fs.open_node(after.node, libc::O_RDWR).unwrap();
+    fs.write_at(writer, 0, b"UPPER").unwrap();
+    assert_eq!(fs.read_node(before.node).unwrap(), b"UPPER a");
+    assert_eq!(fs.read_at(reader, 0, 5).unwrap(), b"UPPER");
+    // Names, links, whiteouts, nameless files.
+    let b = fs.walk("b").unwrap();
+    let linked = fs.link(&root(), b.node, ROOT_NODE, c"b2").unwrap();
+    assert_eq!(fs.walk("b2").unwrap().node, linked.node);
+    fs.rename(&root(), (ROOT_NODE, c"c"), (ROOT_NODE, c"e"), 0).unwrap();
+    fs.unlink(&root(), ROOT_NODE, c"b").unwrap();
+    assert_eq!(code(&fs.walk("b")), libc::ENOENT);
+    assert_eq!(fs.names(ROOT_NODE), ["a", "b2", "dir", "e"]);
+    let directory = fs.walk("dir").unwrap().node;
+    fs.make_file(directory, c"new", b"new").unwrap();
+    assert_eq!(fs.names(directory), ["d", "new"]);
+    match fs.tmpfile(&root(), directory, libc::O_RDWR.cast_unsigned(), new(0o600)) {
+        Ok((entry, opened)) => {
+            fs.write_at(opened.handle, 0, b"tmp").unwrap();
+            fs.link(&root(), entry.node, directory, c"tmp").unwrap();
+            assert_eq!(fs::read(merged.join("dir/tmp")).unwrap(), b"tmp");
+        }
+        Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP)),
+    }
+    fs.mkdir(&user(1000, 1000), ROOT_NODE, c"mine", new(0o755)).unwrap();
+    assert_eq!(fs.walk("mine").unwrap().attributes.uid, 1000);
+    fs.setxattr(&root(), before.node, c"user.a", b"1", 0, false).unwrap();
+    fs.syncfs(ROOT_NODE).unwrap();
 }

@@ -121,6 +121,27 @@ fn removed_share_takes_its_nodes_and_handles_with_it() {
 }
 
 #[test]
+fn request_that_comes_through_late_adds_nothing_to_a_removed_share() {
+    let folder = Scratch::new();
+    let fs = collection();
+    let path = folder.make("gone");
+    fs::write(path.join("file"), "").unwrap();
+    fs::write(path.join("other"), "").unwrap();
+    fs.add_share(c"gone", share(&path)).unwrap();
+    let top = fs.walk("gone").unwrap().node;
+    let file = fs.walk("gone/file").unwrap().node;
+    // As far as a removal has come before it takes what is there.
+    fs.collection.as_ref().unwrap().find(c"gone").unwrap().close();
+    assert_eq!(code(&fs.lookup(&root(), top, c"other")), libc::ESTALE);
+    assert_eq!(code(&fs.open_node(file, libc::O_RDONLY)), libc::ESTALE);
+    assert_eq!(code(&fs.opendir(&root(), top, 0)), libc::ESTALE);
+    let flags = libc::O_RDWR.cast_unsigned();
+    assert_eq!(code(&fs.create(&root(), top, c"new", flags, new(0o644))), libc::ESTALE);
+    fs.remove_share(c"gone", SOON).unwrap();
+    assert_eq!(descriptors_below(&path), 0);
+}
+
+#[test]
 fn removal_waits_for_requests_in_flight() {
     let folder = Scratch::new();
     let fs = collection();
@@ -182,6 +203,8 @@ fn removed_share_can_be_unmounted_while_the_guest_works_in_it() {
                     }
                 });
             }
+            // Whatever fails here, the workers end.
+            let _done = SetOnDrop(&done);
             while work.load(Ordering::Relaxed) < 50 {
                 thread::yield_now();
             }
@@ -190,9 +213,16 @@ fn removed_share_can_be_unmounted_while_the_guest_works_in_it() {
             // The workers go on trying; nothing of them is left in the mounts.
             assert_eq!(unmount(&path.join("nested")), 0, "round {round}");
             assert_eq!(unmount(&path), 0, "round {round}");
-            done.store(true, Ordering::Relaxed);
         });
         assert_eq!(fs.levels(), (0, 0));
+    }
+}
+
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
