@@ -18,7 +18,6 @@ from tests.framework.device_vm import DeviceVm, DeviceVmSettings
 from tests.framework.runtime import TEST_TOOLS
 from tests.framework.vhost_devices import Device, Disk, Net
 from tools.testtools import PCI_MODULES
-from vmm.sys import open_tap
 
 pytestmark = pytest.mark.differential
 
@@ -74,10 +73,12 @@ def test_disk_is_used_through_all_queues(directory: Path) -> None:
 
 def test_interface_offers_all_queue_pairs(directory: Path) -> None:
     name = f"stq{os.getpid() % 100000}"
-    tap = open_tap(None, name)
+    words = ("mode", "tap", "multi_queue", "vnet_hdr")
+    subprocess.run(["ip", "tuntap", "add", "dev", name, *words], check=True)
     try:
         subprocess.run(["ip", "address", "add", "10.97.0.1/24", "dev", name], check=True)
-        vm = boot(directory, [Net("net", tap, "02:53:54:52:02:01", QUEUES)])
+        subprocess.run(["ip", "link", "set", name, "up"], check=True)
+        vm = boot(directory, [Net("net", name, "02:53:54:52:02:01", QUEUES)])
         try:
             queues = sorted(f"{way}-{number}" for way in ("rx", "tx") for number in range(QUEUES))
             assert sorted(vm.ask("list /sys/class/net/eth0/queues").split()) == queues
@@ -90,7 +91,7 @@ def test_interface_offers_all_queue_pairs(directory: Path) -> None:
         finally:
             vm.close()
     finally:
-        os.close(tap)
+        subprocess.run(["ip", "link", "delete", name], check=True)
 
 
 def interrupts(vm: DeviceVm, kind: str) -> list[int]:

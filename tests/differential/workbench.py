@@ -21,6 +21,7 @@ PROGRAMS = {
     "script": ("script.c", "script_files.c", "script_names.c"),
     "stress": ("stress.c",),
     "escape": ("escape.c",),
+    "streams": ("streams.c",),
 }
 GUEST_TIMEOUT_S = 280.0
 

@@ -33,6 +33,7 @@ class Server:
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, pass_fds=pass_fds
             )
         self.log = log
+        self.path = path
         self.connection = socket.socket(socket.AF_UNIX)
         deadline = time.monotonic() + CONNECT_TIMEOUT_S
         while True:
@@ -214,27 +215,35 @@ class QemuDisk:
 
 @dataclass(frozen=True)
 class Net(VhostUser):
-    """An interface served by our own core on an open tap, which the caller keeps."""
+    """An interface served by our own core: on an open tap, which the caller keeps, or on one by name."""
 
-    tap: int
+    tap: int | str
     mac: str
     queues: int = 1
 
     def command(self, socket_path: Path, listener_fd: int) -> list[str]:
         """See VhostUser."""
-        words = ["net", "--socket", str(socket_path), "--tap-fd", str(self.tap), "--mac", self.mac]
+        words = ["net", "--socket", str(socket_path), "--mac", self.mac]
+        words += ["--tap" if isinstance(self.tap, str) else "--tap-fd", str(self.tap)]
         words += ["--queues", str(self.queues)] if self.queues > 1 else []
         return [str(paths.strato_vhost_device()), *words]
 
     def descriptors(self) -> tuple[int, ...]:
         """See VhostUser."""
-        return (self.tap,)
+        return () if isinstance(self.tap, str) else (self.tap,)
+
+    def serve(self, directory: Path) -> Server:
+        """See Device."""
+        server = super().serve(directory)
+        # QEMU's netdev wants to connect by name, and the server serves one front end at a time.
+        server.connection.close()
+        return server
 
     def chardev(self, server: Server) -> list[str]:
         """See VhostUser."""
         queues = f",queues={self.queues}" if self.queues > 1 else ""
         netdev = f"vhost-user,id=net-{self.name},chardev=chr-{self.name}{queues}"
-        return [*super().chardev(server), "-netdev", netdev]
+        return ["-chardev", f"socket,id=chr-{self.name},path={server.path}", "-netdev", netdev]
 
     def device(self, kind: str) -> str:
         """See VhostUser."""
