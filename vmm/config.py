@@ -154,7 +154,7 @@ class ShareConfig:
     cache: ShareCache = ShareCache.AUTO
     """`auto`: the guest revalidates after a second; `always`: never (host must not change files); `none`: always."""  # noqa: E501
     readonly: bool = False
-    """Refuse writes from the guest. Enforced with a read-only bind mount, so strato-vmm must have its own mount namespace."""  # noqa: E501
+    """Refuse writes from the guest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,11 +178,9 @@ class ProgramsConfig:
     qemu: Path | None = None
     """The QEMU system emulator (engine tcg)."""
     virtiofsd: Path | None = None
-    """The C virtiofsd of QEMU (shares)."""
+    """Serves shares in the place of our own device: the C virtiofsd of QEMU, for comparisons."""
     vhost_device_vsock: Path | None = None
     """Serves vsock in the place of our own device: the crate vhost-device-vsock, for comparisons."""
-    strato_vhost_device: Path | None = None
-    """Serves shares with our own device core instead, when set; the default once every container test has used it."""  # noqa: E501
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
-from ..boards.base import DevicePlan
-from ..config import RngConfig, VsockConfig
-from ..errors import HostError
+from ..boards.base import DeviceKind, DevicePlan
+from ..config import DriveConfig, RngConfig, ShareConfig, VsockConfig
+from ..errors import ConfigError, HostError
 from ..log import Log
 from ..loop import EventLoop
 from .base import Backend
@@ -46,6 +48,8 @@ class DeviceServer:
         self._waiting: list[tuple[DevicePlan, socket.socket]] = []
         self._plans: list[DevicePlan] = []
         self._devices: list[Device] = []
+        self._shares = 0
+        self._broken = False
         self._ring: EventRing | None = None
         self._said: dict[tuple[int, int], int] = {}
 
@@ -53,6 +57,7 @@ class DeviceServer:
         """Return the engine's end of a connection on which the device will be served."""
         engine, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._waiting.append((device, ours))
+        self._shares += device.kind is DeviceKind.FS
         return Backend(device=device, connection=engine, program=PROGRAM, pid=os.getpid())
 
     def serve(self) -> None:
@@ -92,6 +97,8 @@ class DeviceServer:
         for _, connection in self._waiting:
             connection.close()
         for device in self._devices:
+            if self._broken:
+                device.abandon()
             device.close()
         if self._ring is not None:
             self._ring.close()
@@ -104,6 +111,25 @@ class DeviceServer:
                 return devices.vsock(ring, tag, plan.id, guest_cid=cid, path=path)
             case RngConfig(rate_kib=rate, burst_kib=burst):
                 return devices.rng(ring, tag, plan.id, rate=rate << 10, burst=burst << 10)
+            case DriveConfig() as drive:
+                with _opened(drive.path, os.O_RDONLY if drive.readonly else os.O_RDWR, plan) as fd:
+                    return devices.block(
+                        *(ring, tag, plan.id),
+                        fd=fd,
+                        cache=str(drive.cache),
+                        readonly=drive.readonly,
+                        serial=drive.serial,
+                    )
+            case ShareConfig() as share:
+                with _opened(share.directory, os.O_PATH | os.O_DIRECTORY, plan) as fd:
+                    return devices.fs(
+                        *(ring, tag, plan.id),
+                        directory_fd=fd,
+                        fs_tag=share.tag,
+                        cache=str(share.cache),
+                        readonly=share.readonly,
+                        shares=self._shares,
+                    )
             case _:
                 raise HostError(f"Device {plan.id} of kind {plan.kind} has no core")
 
@@ -113,8 +139,14 @@ class DeviceServer:
             self._on_event(event)
 
     def _on_event(self, event: DeviceEvent) -> None:
+        from ..devices import LIBRARY_TAG
         from ..devices import DeviceEventKind as Kind
 
+        if event.tag == LIBRARY_TAG:
+            # A thread may be waited for that is no more: nothing here may be waited for any longer.
+            self._broken = True
+            self._lost(f"Bug in {PROGRAM}: {event.text}")
+            return
         name = self._plans[event.tag].id
         match event.kind:
             case Kind.LOST | Kind.PANICKED:
@@ -126,3 +158,21 @@ class DeviceServer:
                 self._said[event.tag, event.kind] = said + 1
                 if said < MAX_WORDS:
                     self._log.warn(event.text, device=name, count=event.count)
+
+
+@contextmanager
+def _opened(path: Path, flags: int, plan: DevicePlan) -> Iterator[int]:
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise ConfigError(_section(plan), f"{path} of device {plan.id} does not exist") from error
+    except OSError as error:
+        raise HostError(f"{path} of device {plan.id} cannot be opened") from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _section(plan: DevicePlan) -> str:
+    return "shares" if plan.kind is DeviceKind.FS else "drives"

@@ -18,6 +18,7 @@ use strato_virtio::thread::spawn;
 use strato_virtio::{DeviceCore, DeviceFault, WorkerEnd, panic_text};
 
 use crate::events::{EventKind, EventRing};
+use crate::kinds::Control;
 
 /// Counters of a device by name, as they are now.
 pub type Counters = Box<dyn Fn() -> Vec<(&'static str, u64)> + Send + Sync>;
@@ -28,6 +29,8 @@ pub struct Parts {
     pub core: Box<dyn DeviceCore>,
     /// Its counters.
     pub counters: Counters,
+    /// What can be changed while it runs.
+    pub control: Control,
 }
 
 /// Where a device's events go.
@@ -103,6 +106,7 @@ pub struct Device {
     name: String,
     reporter: Reporter,
     counters: Counters,
+    control: Control,
     // Before the shell: the conversation ends while the device can still be drained.
     conversation: Mutex<Option<Conversation>>,
     shell: Arc<Shell>,
@@ -121,6 +125,7 @@ impl Device {
             name: name.to_owned(),
             reporter,
             counters: parts.counters,
+            control: parts.control,
             conversation: Mutex::default(),
             shell: Arc::new(shell),
         })
@@ -163,6 +168,11 @@ impl Device {
     /// The device's counters as they are now.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
         (self.counters)()
+    }
+
+    /// What can be changed.
+    pub fn control(&self) -> &Control {
+        &self.control
     }
 }
 

@@ -77,6 +77,23 @@ impl std::error::Error for DeviceFault {
     }
 }
 
+/// Why a device cannot be saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SaveObstacle {
+    /// The guest has mounted the share: it holds references to files of this host.
+    MountedShare,
+}
+
+impl fmt::Display for SaveObstacle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MountedShare => f.write_str("The guest has mounted a share; it must unmount it first"),
+        }
+    }
+}
+
+impl std::error::Error for SaveObstacle {}
+
 /// A device without a transport. All methods run on one thread, the worker's.
 ///
 /// Life: `attach` once; then `queue_started`, `process_queue`, `process_event`, `drain` in any order, with
@@ -149,6 +166,11 @@ pub trait DeviceCore: Send {
 
     /// Back to the state after creation. Host-side listeners stay.
     fn reset(&mut self, io: &mut DeviceIo<'_>);
+
+    /// Why the device cannot be saved now, if it cannot: it holds what means nothing elsewhere.
+    fn save_obstacle(&self) -> Option<SaveObstacle> {
+        None
+    }
 
     /// The core's own state, as a record of the core's kind.
     fn save(&self) -> Vec<u8>;

@@ -7,7 +7,9 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 use vmm_sys_util::epoll::EpollEvent;
 
-use crate::core::{DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Notification, Notifier, Progress};
+use crate::core::{
+    DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Notification, Notifier, Progress, SaveObstacle,
+};
 use crate::events::{Events, Interest, KICK_TOKEN, MAX_CORE_TOKEN, Ready};
 use crate::record::{RecordError, RecordReader, RecordWriter, kind};
 use crate::ring::{MAX_RING_SIZE, Ring, RingError, RingLayout};
@@ -325,7 +327,14 @@ impl DeviceHost {
         &self.events
     }
 
+    /// Why the device cannot be saved now, if it cannot. To be asked before [`Self::save`].
+    pub fn save_obstacle(&self) -> Option<SaveObstacle> {
+        self.core.save_obstacle()
+    }
+
     /// The state of rings and core, everything in flight having come to rest.
+    ///
+    /// A record of a device for which there is a [`Self::save_obstacle`] is refused by every restore.
     pub fn save(&mut self) -> Vec<u8> {
         self.with_core(|core, io| core.drain(io));
         let mut record = RecordWriter::new(RECORD_KIND, RECORD_VERSION);

@@ -29,7 +29,8 @@ mod worker;
 
 pub use self::chain::{Chain, ChainError, MAX_CHAIN_DESCRIPTORS, Span};
 pub use self::core::{
-    ConfigSpace, DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Notification, Notifier, Progress, RunningRing,
+    ConfigSpace, DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Notification, Notifier, Progress,
+    RunningRing, SaveObstacle,
 };
 pub use self::events::{Events, Interest, MAX_CORE_TOKEN, Ready};
 pub use self::features::{

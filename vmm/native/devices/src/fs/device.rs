@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use strato_virtio::record::RecordError;
 use strato_virtio::{
     Chain, ConfigSpace, DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Interest, Progress, RING_FEATURES,
-    Ready, RunningRing,
+    Ready, RunningRing, SaveObstacle,
 };
 
 use super::host::{CachePolicy, HostFs};
@@ -316,6 +316,10 @@ impl DeviceCore for Fs {
     fn reset(&mut self, _io: &mut DeviceIo<'_>) {
         self.server.end();
         self.wary = 0;
+    }
+
+    fn save_obstacle(&self) -> Option<SaveObstacle> {
+        self.server.mounted().then_some(SaveObstacle::MountedShare)
     }
 
     fn save(&self) -> Vec<u8> {

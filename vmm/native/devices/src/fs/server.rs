@@ -2,7 +2,7 @@
 //! a chain that is theirs, at the same time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use strato_virtio::{Chain, ChainError, GuestRam};
 
@@ -21,6 +21,35 @@ pub(super) enum Patience {
     Waits,
     /// What is not in the page cache is left to another thread.
     CachedOnly,
+}
+
+/// Whether it is worth asking for cached data only. A file system in memory, or an exotic one, refuses every
+/// time; a share may hold several kinds, so it is asked again now and then.
+#[derive(Debug, Default)]
+pub(super) struct CachedReads {
+    pause: AtomicU32,
+}
+
+impl CachedReads {
+    /// Reads that are made without asking after a refusal.
+    const PAUSE: u32 = 255;
+
+    /// What to do for one read.
+    pub(super) fn patience(&self, wanted: Patience) -> Patience {
+        // A count that two threads lower at once is as good.
+        match self.pause.load(Ordering::Relaxed) {
+            0 => wanted,
+            left => {
+                self.pause.store(left - 1, Ordering::Relaxed);
+                Patience::Waits
+            }
+        }
+    }
+
+    /// The file system does not know what is cached.
+    pub(super) fn refused(&self) {
+        self.pause.store(Self::PAUSE, Ordering::Relaxed);
+    }
 }
 
 /// How a request ended.
@@ -118,6 +147,7 @@ fn least_answer(opcode: Opcode) -> usize {
 pub(super) struct Server {
     pub(super) host: Arc<dyn HostFs>,
     pub(super) metrics: Arc<FsMetrics>,
+    pub(super) cached_reads: CachedReads,
     config: FsConfig,
     mounted: AtomicBool,
     agreed: AtomicU64,
@@ -128,6 +158,7 @@ impl Server {
         Self {
             host,
             metrics: Arc::default(),
+            cached_reads: CachedReads::default(),
             config,
             mounted: AtomicBool::new(false),
             agreed: AtomicU64::new(0),

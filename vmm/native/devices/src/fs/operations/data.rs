@@ -51,7 +51,7 @@ impl Server {
         let len = size.min(room).min(MAX_WRITE);
         let file = self.host.file(handle)?;
         let fd = file.as_fd().as_raw_fd();
-        let mut patience = call.patience;
+        let mut patience = self.cached_reads.patience(call.patience);
         let mut done = 0;
         while done < len {
             let mut buffers = GuestBuffers::new(call.exchange.ram);
@@ -70,8 +70,10 @@ impl Server {
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => {}
                     Some(libc::EAGAIN) if patience == Patience::CachedOnly => return Ok(Answer::WouldWait),
-                    // A file system whose caching cannot be asked: memory, or something exotic.
-                    Some(libc::EOPNOTSUPP) if patience == Patience::CachedOnly => patience = Patience::Waits,
+                    Some(libc::EOPNOTSUPP) if patience == Patience::CachedOnly => {
+                        self.cached_reads.refused();
+                        patience = Patience::Waits;
+                    }
                     _ if done > 0 => break,
                     _ => return Err(error.into()),
                 },

@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 
 use strato_virtio::mock::guest_ram;
-use strato_virtio::{DeviceCore, Notification, RingStart};
+use strato_virtio::{DeviceCore, Notification, RingStart, SaveObstacle};
 
 use super::super::host::ROOT_NODE as ROOT;
 use super::super::passthrough::{Passthrough, PassthroughConfig, Root};
@@ -138,9 +138,11 @@ fn destroy_ends_the_session_and_a_new_mount_begins_one() {
 #[test]
 fn a_mounted_device_cannot_be_restored() {
     let mut guest = Guest::unmounted(Setup::default());
+    assert_eq!(guest.host.save_obstacle(), None);
     let empty = guest.host.save();
     assert!(guest.host.restore(&empty).is_ok());
     let mut guest = Guest::new();
+    assert_eq!(guest.host.save_obstacle(), Some(SaveObstacle::MountedShare));
     let mounted = guest.host.save();
     let error = guest.host.restore(&mounted).unwrap_err();
     assert!(error.to_string().contains("mounted"), "{error}");
