@@ -248,7 +248,7 @@ class Net(VhostUser):
     def device(self, kind: str) -> str:
         """See VhostUser."""
         words = ",mq=on" if self.queues > 1 else ""
-        # Without MSI-X: QEMU 7.2 without KVM follows a null pointer when a vhost-user net's vector is unmasked.
+        # Without MSI-X: QEMU 7.2 without KVM crashes when a vector of a vhost-user net is unmasked.
         words += ",vectors=0" if kind == "pci" else ""
         return f"virtio-net-{kind},netdev=net-{self.name},mac={self.mac}{words}"
 
