@@ -128,7 +128,8 @@ def memory_and_phases(daemon: TestDaemon) -> list[str]:
     values = {words[0]: int(words[1]) for words in (line.split() for line in lines)}
     used = values["MemTotal:"] - values["MemAvailable:"]
     say(
-        f"guest memory: {used} KiB used of {values['MemTotal:']} KiB (MemTotal less MemAvailable, idle for {IDLE_S} s)"
+        f"guest memory: {used} KiB used of {values['MemTotal:']} KiB "
+        f"(MemTotal less MemAvailable, idle for {IDLE_S} s)"
     )
     for path in daemon.state_root.glob("*/state.json"):
         phases = json.loads(path.read_text()).get("phases_ms", {})
