@@ -47,15 +47,17 @@ def start(params: ShimParams, launcher: str) -> bytes:
     listener = _listen(path)
     if listener is not None:
         try:
+            if names.has_ended("."):
+                os.unlink(names.ENDED_NAME)  # noqa: PTH108 (of an earlier sandbox of this bundle)
             pid = _spawn_daemon(params, launcher, listener)
         except BaseException:
             os.unlink(path)  # noqa: PTH108 (pathlib is not imported here)
             raise
         finally:
             listener.close()
-        _write("shim.pid", str(pid))
+        write("shim.pid", str(pid))
     address = path if transport == "grpc" else f"unix://{path}"
-    _write("address", address)
+    write("address", address)
     return _answer(params, address, transport, grpc_version)
 
 
@@ -160,7 +162,7 @@ def _open_log(null: int) -> int:
         return null
 
 
-def _write(name: str, text: str) -> None:
+def write(name: str, text: str) -> None:
     """Write *text* to file *name* of the bundle, complete or not at all."""
     temporary = f".{name}.{os.getpid()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

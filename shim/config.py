@@ -106,8 +106,8 @@ class ProgramSettings:
     """Programs that strato-vmm starts; empty: found by default."""
 
     qemu: Path | None = _setting(None, "QEMU system emulator (engine tcg).")
-    virtiofsd: Path | None = _setting(None, "virtio-fs backend.")
-    vhost_device_vsock: Path | None = _setting(None, "vsock backend.")
+    virtiofsd: Path | None = _setting(None, "Serves shares instead of our own device, for comparisons.")
+    vhost_device_vsock: Path | None = _setting(None, "Serves vsock instead of our own, for comparisons.")
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ class Creation:
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
         self._running: dict[str, asyncio.Task[Container]] = {}
+        self._steps: dict[str, str] = {}
+        """What each creation is at, for the error of one that takes too long."""
         self._prepared = True
 
     @property
@@ -73,6 +75,7 @@ class Creation:
             raise told from error
         finally:
             del self._running[container_id]
+            self._steps.pop(container_id, None)
             if sandbox.idle and sandbox.unused:
                 # The VM was made for a container that never came to be.
                 sandbox.fail(SandboxError("The sandbox's first container could not be created"))
@@ -83,7 +86,11 @@ class Creation:
             async with asyncio.timeout(timeout_s):
                 return await task
         except TimeoutError as error:
-            raise DeadlineError(f"Container {container_id} was not created in {timeout_s:g} s") from error
+            step = self._steps.get(container_id, "beginning")
+            if not self._sandbox.alive:
+                step += f", which got as far as {self._sandbox.phases.last}"
+            reason = f"Container {container_id} was not created in {timeout_s:g} s: it was still {step}"
+            raise DeadlineError(reason) from error
         except asyncio.CancelledError:
             if not task.cancelled():
                 raise
@@ -106,8 +113,11 @@ class Creation:
             container.holder_pid = preparation.holder_pid if first else self._member_holder(container_id)
             container.init = Process(container, "", io, container.holder_pid)
             self._share_files(container_id, plan, rootfs)
+            self._steps[container_id] = "opening its stdio"
             await io.open(container_id=container_id, namespace=sandbox.params.namespace)
+            self._steps[container_id] = "waiting for the guest"
             await sandbox.booted()
+            self._steps[container_id] = "waiting for the agent's answer to CreateContainer"
             await sandbox.agent.create_container(
                 agent_pb2.CreateContainerRequest(
                     container_id=container_id,
@@ -116,12 +126,14 @@ class Creation:
                 ),
                 timeout_s=sandbox.settings.shim.create_timeout_s,
             )
+            self._steps[container_id] = "connecting its stdio streams in the guest"
             await container.init.connect_io()
         except BaseException:
             io.close()
             await asyncio.shield(self.undo(container))
             raise
         sandbox.phases.mark("container_ready")
+        sandbox.clock_may_be_set.set()
         sandbox.containers[container_id] = container
         sandbox.save()
         return container
@@ -193,6 +205,10 @@ class Creation:
         del sandbox.containers[container_id]
         for process in container.processes():
             process.io.close()
+        if sandbox.preparation.single:
+            # No container can follow, and what this one wrote to a share is on the host since its init died
+            # (write-through; the kernel writes back shared mappings when they end).
+            sandbox.retire()
         await self.undo(container)
         init.apply(Action.DELETE)
         if init.exit is None:

@@ -35,7 +35,9 @@ class GuestNetwork:
         self._netns_fd = -1
 
     async def preload(self) -> None:
-        """Import what a network namespace with interfaces needs; nothing for one that is new and empty."""
+        """Import what a scan needs, and for a namespace that may have interfaces what these need."""
+        from . import network_plan  # noqa: F401
+
         if self._preparation.plan.netns_path:
             with contextlib.suppress(ImportError):
                 await asyncio.to_thread(importlib.import_module, "pyroute2")

@@ -9,7 +9,10 @@ DEFAULT_STATE_ROOT = "/run/strato"
 SOCKET_PATH_LIMIT = 106
 """containerd refuses longer shim socket paths (sun_path is 108)."""
 
-_GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
+ENDED_NAME = "strato.ended"
+"""File of a bundle that says: the sandbox has ended in order, and nothing of it is left but its daemon."""
+
+GROUP_ANNOTATIONS = ("io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id")
 
 
 def sha256_hex(text: str) -> str:
@@ -31,18 +34,23 @@ def group_of(bundle: str, own_id: str) -> str:
             raw = file.read()
     except OSError:
         return own_id
-    if not any(key.encode() in raw for key in _GROUP_ANNOTATIONS):
+    if not any(key.encode() in raw for key in GROUP_ANNOTATIONS):
         return own_id
     import json
 
     try:
         annotations = json.loads(raw).get("annotations") or {}
-        for key in _GROUP_ANNOTATIONS:
+        for key in GROUP_ANNOTATIONS:
             if isinstance(annotations.get(key), str) and annotations[key]:
                 return str(annotations[key])
     except (ValueError, AttributeError):
         pass
     return own_id
+
+
+def has_ended(bundle: str) -> bool:
+    """Whether the sandbox that was started in *bundle* has removed everything of itself."""
+    return os.path.exists(os.path.join(bundle, ENDED_NAME))  # noqa: PTH110, PTH118
 
 
 def socket_path(address: str, namespace: str, group: str, socket_dir: str = "") -> str:

@@ -31,6 +31,11 @@ class Phases:
         self._began = time.monotonic()
         self.reached: dict[str, float] = {}
 
+    @property
+    def last(self) -> str:
+        """The latest phase; "nothing" before the first."""
+        return next(reversed(self.reached), "nothing")
+
     def mark(self, name: str) -> None:
         """Note that *name* is reached now; the first time counts."""
         self.reached.setdefault(name, round((time.monotonic() - self._began) * 1000, 1))
@@ -66,6 +71,16 @@ class Preparation:
     def started(self) -> bool:
         """Whether a VM was started."""
         return self.vmm_pid > 0
+
+    @property
+    def single(self) -> bool:
+        """Whether all ends with the first container's init: no group that others could join, and a pid
+        namespace of its own.
+        """
+        if self.plan is None or set(names.GROUP_ANNOTATIONS) & set(_annotations(self.spec)):
+            return False
+        namespaces = (self.plan.spec.get("linux") or {}).get("namespaces") or ()
+        return any(entry["type"] == "pid" and not entry.get("path") for entry in namespaces)
 
     def begin(self) -> None:
         """Isolate this process, take the state directory, and start the VM if config.json is there yet."""
@@ -195,6 +210,7 @@ class Preparation:
 
         self.cgroup = cgroups.SandboxCgroup(self.plan.host_cgroup, container_id)
         self.cgroup.create(cpus=self.plan.cpuset_cpus, mems=self.plan.cpuset_mems)
+        self._save_cgroups()
         self.shared = storage.SharedDirectory(self.layout.shared)
         self.shared.prepare()
         self.holder_pid = launch.start_holder(
@@ -210,6 +226,12 @@ class Preparation:
             self._tap_fds = [tap.fd for tap in self.taps]
         finally:
             os.close(netns_fd)
+
+    def _save_cgroups(self) -> None:
+        # All else dies with this process; `delete` must find these also before Sandbox writes its state.
+        file = state.StateFile(self.layout.root)
+        file.data.update(shim=state.process_entry(os.getpid()), cgroups=list(self.cgroup.created))
+        file.save()
 
     def _spawn_vmm(self, vcpus: int, memory_mib: int) -> None:
         from vmm import paths

@@ -18,7 +18,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from . import launch, state
+from . import launch, names, state
 from .agent_proto import client as agent_client
 from .agent_proto.generated import agent_pb2
 from .container import Container, ExitInfo, Process
@@ -38,10 +38,10 @@ EVENTS_WAIT_MS = 60_000
 EMPTY_ANSWER_PAUSE_S = 0.1
 """An honest agent answers without events once a minute, another one must not make the shim spin."""
 CLOCK_INTERVAL_S = 30.0
+CLOCK_FIRST_S = 2.0
 CLOCK_ATTEMPTS = 5
 CLOCK_ROUND_TRIP_S = 0.05
 DESTROY_TIMEOUT_S = 1.0
-QUIT_TIMEOUT_S = 2.0
 VM_END_TIMEOUT_S = 2.0
 """Between the loss of the agent's connection and the end of the VM, which knows the reason."""
 
@@ -73,6 +73,9 @@ class Sandbox:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.network = GuestNetwork(preparation)
         self._closing = False
+        self._retired = False
+        self.clock_may_be_set = asyncio.Event()
+        """Set when the guest has nothing more urgent to do than its first setting of the clock."""
         self.creation = Creation(self)
         self._state = state.StateFile(self.layout.root)
         self._adopt_holder()
@@ -98,7 +101,7 @@ class Sandbox:
     @property
     def alive(self) -> bool:
         """Whether the agent can be asked."""
-        return self._agent is not None and self.failure is None
+        return self._agent is not None and self.failure is None and not self._retired
 
     def publish(self, topic: str, message: Message) -> None:
         """Queue an event for containerd."""
@@ -163,6 +166,8 @@ class Sandbox:
         """Start the VM for its first container, if it was not started before the shim served."""
         if self.preparation.error is not None:
             raise self.preparation.error
+        if self._retired:
+            raise SandboxError("The sandbox has ended with its container")
         if self._vm is None:
             self.preparation.start_vm(bundle, container_id)
             self._adopt_holder()
@@ -290,7 +295,10 @@ class Sandbox:
                 process.io.end_of_stream(name, event.stream_eof.total)
 
     async def _keep_clock(self) -> None:
-        # The first time at once: CreateSandbox has set it too, but only after the guest's mounts.
+        # CreateSandbox has set it too, but it may have been long on its way.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOCK_FIRST_S):
+                await self.clock_may_be_set.wait()
         while self.alive:
             await self.set_clock()
             await asyncio.sleep(CLOCK_INTERVAL_S)
@@ -310,18 +318,18 @@ class Sandbox:
 
     def _vm_ended(self) -> None:
         assert self._vm is not None
-        if not self._closing:
+        if not self._closing and not self._retired:
             self.fail(SandboxError(f"VM ended: {self._vm.why_it_ended()}"))
 
     def _agent_lost(self) -> None:
-        if not self._closing and self.failure is None:
+        if not self._closing and self.alive:
             self.spawn(self._agent_lost_soon())
 
     async def _agent_lost_soon(self) -> None:
         # When the VM dies, its sockets close first; its own reason is the better one.
         if self._vm is not None:
             await asyncio.wait([self._vm.ended], timeout=VM_END_TIMEOUT_S)
-        if not self._closing and self.failure is None:
+        if not self._closing and self.alive:
             error = self._agent.error if self._agent is not None else None
             self.fail(error or SandboxError("Connection to the guest agent was lost"))
 
@@ -332,7 +340,7 @@ class Sandbox:
 
     def fail(self, error: Exception) -> None:
         """The sandbox cannot go on because of *error*: end the VM, every process is dead."""
-        if self.failure is not None or self._closing:
+        if self.failure is not None or self._closing or self._retired:
             return
         self.failure = error
         _log.error("sandbox failed: %s", describe(error))
@@ -344,7 +352,7 @@ class Sandbox:
             self._agent.close()
         self.save()
         if self._vm is not None:
-            self.spawn(self._vm.end(orderly_s=0))
+            self.spawn(self._vm.end())
 
     def _holder_ended(self, pid: int) -> None:
         for container in self.containers.values():
@@ -372,6 +380,14 @@ class Sandbox:
         """Whether no container is left and none is on its way."""
         return not self.containers and not self.creation.pending
 
+    def retire(self) -> None:
+        """End the VM, whose last container is being deleted: its memory goes while containerd calls on."""
+        if self.alive and self._vm is not None:
+            self._retired = True
+            assert self._agent is not None
+            self._agent.close()
+            self.spawn(self._vm.end())
+
     async def shut_down(self) -> None:
         """End the VM and remove everything of this sandbox on the host. May be called twice."""
         if self._closing:
@@ -379,13 +395,13 @@ class Sandbox:
         self._closing = True
         if self._boot is not None:
             self._boot.cancel()
-        if self._agent is not None and self.failure is None:
+        if self._agent is not None and self.alive:
             with contextlib.suppress(ShimError):
                 await self._agent.destroy_sandbox(timeout_s=DESTROY_TIMEOUT_S)
             self._agent.close()
         self.phases.mark("guest_destroyed")
         if self._vm is not None:
-            await self._vm.end(orderly_s=QUIT_TIMEOUT_S if self.failure is None else 0)
+            await self._vm.end()
         self.phases.mark("vm_ended")
         await self.network.take_down()
         for container in list(self.containers.values()):
@@ -402,9 +418,10 @@ class Sandbox:
         _log.info("sandbox ended", extra=fields(id=self.preparation.group, phases=self.phases.reached))
 
     def _remove_host_side(self) -> None:
-        from . import cleanup
+        from . import leftovers
 
         preparation = self.preparation
+        removed = True
         if preparation.holder_pid:
             self.reaper.kill(preparation.holder_pid)
         preparation.close()
@@ -417,6 +434,10 @@ class Sandbox:
             try:
                 action()
             except (OSError, ShimError) as error:
+                removed = False
                 _log.warning("%s stays: %s", what, describe(error))
         if preparation.lock_fd >= 0:
-            cleanup.remove_tree(str(self.layout.root))
+            leftovers.remove_tree(str(self.layout.root))
+            if removed and not self.layout.root.exists():
+                with contextlib.suppress(OSError):
+                    Path(names.ENDED_NAME).touch(mode=0o600)

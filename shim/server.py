@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import log, params
-from .bootstrap import LISTENER_FD, STDIN_FD
+from .bootstrap import LISTENER_FD, STDIN_FD, write
 from .prepare import Preparation
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ _log = logging.getLogger("shim.server")
 
 def main(arguments: params.ShimParams) -> int:
     """Serve one sandbox until it is shut down; return the exit code."""
+    # `start` writes it too, unless it was killed meanwhile: then `delete` finds us by it.
+    write("shim.pid", str(os.getpid()))
     stdin = params.read_stdin(STDIN_FD)
     os.close(STDIN_FD)
     params.apply_stdin(arguments, stdin)
@@ -50,7 +52,9 @@ def main(arguments: params.ShimParams) -> int:
     except Exception as error:
         _log.critical("shim fails", exc_info=error)
         return 1
-    return 0
+    # All is closed and delivered; the interpreter's own tidying up would hold up whoever waits in `delete`.
+    logging.shutdown()
+    os._exit(0)
 
 
 async def _serve(preparation: Preparation) -> None:
@@ -105,7 +109,8 @@ async def _serve(preparation: Preparation) -> None:
 
 
 async def _end_if_abandoned(sandbox: Sandbox, ending: object) -> None:
-    # containerd calls Shutdown or `delete` after a failure; this is for when containerd itself is gone.
+    # containerd calls Shutdown or `delete` after a failure; this is for when containerd itself is gone, or
+    # its `start` was killed after it had started us.
     import asyncio
 
     assert isinstance(ending, asyncio.Event)
@@ -114,11 +119,11 @@ async def _end_if_abandoned(sandbox: Sandbox, ending: object) -> None:
     while True:
         await asyncio.sleep(5.0)
         failed = sandbox.failure is not None or sandbox.preparation.error is not None
-        if not failed or not sandbox.idle:
+        if not (failed or sandbox.unused) or not sandbox.idle:
             idle_since = None
         elif idle_since is None:
             idle_since = loop.time()
         elif loop.time() - idle_since > ABANDONED_AFTER_S:
-            _log.info("nobody ended the failed sandbox")
+            _log.info("nobody ended the failed or unused sandbox")
             ending.set()
             return

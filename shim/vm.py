@@ -134,13 +134,8 @@ class VirtualMachine:
 
     # ending
 
-    async def end(self, *, orderly_s: float) -> None:
-        """End the VM and everything it started; ask it first when *orderly_s* > 0."""
-        if self.runs and orderly_s > 0:
-            with contextlib.suppress(SandboxError, TimeoutError):
-                async with asyncio.timeout(orderly_s):
-                    await self.execute("quit")
-                    await asyncio.shield(self.ended)
+    async def end(self) -> None:
+        """Kill the VM and everything it started. What is to be kept has left the guest before."""
         if self.runs:
             # It is the init of its pid namespace: everything in there dies with it.
             self._reaper.kill(self.pid)

@@ -18,7 +18,7 @@ from rootfs.errors import BootError
 from rootfs.kernel import build as kernel_build
 from vmm import paths
 from vmm.boards.microvm import MicrovmBoard
-from vmm.config import BootConfig, CpuConfig, MemoryConfig, VmConfig
+from vmm.config import BootConfig, CpuConfig, MemoryConfig, RngConfig, VmConfig
 from vmm.engines import host_clock, qemu_arguments
 from vmm.engines.base import Wiring
 from vmm.log import Log
@@ -72,6 +72,7 @@ def boot(kernel: Path, image: Path, arguments: Sequence[str] = (), *, cpus: int 
         boot=BootConfig(kernel=kernel, initrd=image, cmdline=" ".join(arguments)),
         cpu=CpuConfig(count=cpus),
         memory=MemoryConfig(size_mib=256),
+        rng=RngConfig(enabled=False),  # it would need somebody to serve it
     )
     clock = host_clock.guest_arguments(host_clock.tsc_khz(Log()))
     plan = MicrovmBoard().plan(config, clock)

@@ -38,7 +38,7 @@ QUIT_GRACE_S = 2.0
 BACKEND_VERDICT_S = 1.0
 """How long after a backend's good end the end of the engine may explain it."""
 
-OWN_KINDS = frozenset({DeviceKind.VSOCK, DeviceKind.RNG})
+OWN_KINDS = frozenset({DeviceKind.VSOCK, DeviceKind.RNG, DeviceKind.BLOCK, DeviceKind.FS, DeviceKind.NET})
 """The devices that our own cores serve."""
 
 EventSink: TypeAlias = "Callable[[str, Mapping[str, Any]], None]"
@@ -140,6 +140,8 @@ class Machine(Observer):
             starter = self._starter(device)
             if starter is not None:
                 pending.append(starter.start(device, self.config.runtime_dir, self._processes))
+            elif device.kind is DeviceKind.NET:
+                connected.append(self._devices.listen(device, self.config.runtime_dir))
             elif device.kind in OWN_KINDS:
                 connected.append(self._devices.connect(device))
         self.phase("backends_spawned")
@@ -147,16 +149,12 @@ class Machine(Observer):
 
     def _starter(self, device: DevicePlan) -> BackendStarter | None:
         programs = self.config.programs
-        if device.kind is DeviceKind.FS and programs.strato_vhost_device is not None:
-            from .backends.strato_vhost_device import StratoDeviceStarter
-
-            return StratoDeviceStarter(programs.strato_vhost_device, self._on_backend_exit)
         match device.kind:
             case DeviceKind.VSOCK if programs.vhost_device_vsock is not None:
                 from .backends.vhost_device_vsock import VhostDeviceVsockStarter
 
                 return VhostDeviceVsockStarter(programs.vhost_device_vsock, self._on_backend_exit)
-            case DeviceKind.FS:
+            case DeviceKind.FS if programs.virtiofsd is not None:
                 from .backends.virtiofsd import VirtiofsdStarter
 
                 return VirtiofsdStarter(programs.virtiofsd, self._on_backend_exit)
@@ -195,6 +193,7 @@ class Machine(Observer):
         if device_id not in {net.id for net in self.config.nets}:
             raise KeyError(device_id)
         require_operable(self.state, "set_link")
+        self._devices.set_link(device_id, up)
         self._running_engine().set_link(device_id, up, done)
 
     def cpus(self, done: Done) -> None:
@@ -330,8 +329,7 @@ class Machine(Observer):
 
 
 def _raise_descriptor_limit() -> None:
-    # The vsock device holds a descriptor for each stream, virtiofsd one for each inode that the guest knows;
-    # the latter inherits the limit.
+    # The vsock device holds a descriptor for each stream, a share one for each inode that the guest knows.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -1,11 +1,13 @@
 //! The agent's one connection to the host: says that the guest is ready and hears whether the host agrees.
 //!
-//! Sent once per boot, and to be sent again after a vsock transport reset (a restored clone), so it holds no state.
+//! It stays open. A reset of the vsock transport (a restored clone, whose host is another) breaks it, and with it all
+//! connections that the host has made: then the hello is said again. The kernel tells of the reset in no other way.
 
 use std::time::Duration;
 
 use protobuf::Message;
 
+use crate::console::RateLimit;
 use crate::descriptor::Descriptor;
 use crate::errors::{Context, Result};
 use crate::proto::agent::{Hello, HelloAck};
@@ -21,10 +23,30 @@ const ANSWER: Duration = Duration::from_secs(30);
 
 /// What the host said.
 pub enum Verdict {
-    Welcome,
+    Welcome(Line),
     /// The host or the agent cannot go on, for this reason.
     Refused(String),
 }
+
+/// The connection after the host's answer. Nothing more is said on it.
+pub struct Line(Descriptor);
+
+impl Line {
+    /// Waits for its end: true for a reset, false when the host has closed it.
+    pub async fn ends_by_reset(&self) -> bool {
+        let mut ignored = [0; 64];
+        loop {
+            match self.0.read(&mut ignored).await {
+                Ok(0) => return false,
+                Ok(_) => {}
+                // ENOTCONN on a vsock socket whose transport was reset (net/vmw_vsock/af_vsock.c).
+                Err(_) => return true,
+            }
+        }
+    }
+}
+
+static SILENCE: RateLimit = RateLimit::new(5, Duration::from_secs(60));
 
 /// Says hello until the host has answered. `meanwhile` runs once, while the host reads the first hello.
 pub async fn announce(agent_start_ns: u64, meanwhile: impl FnOnce()) -> Verdict {
@@ -33,8 +55,13 @@ pub async fn announce(agent_start_ns: u64, meanwhile: impl FnOnce()) -> Verdict 
     let mut pause = FIRST_PAUSE;
     loop {
         match tokio::time::timeout(ANSWER, say(&hello, &mut meanwhile)).await {
-            Ok(Ok(ack)) => return judge(&ack),
-            Ok(Err(error)) if pause >= LONGEST_PAUSE => crate::warning!("{error}"),
+            Ok(Ok((ack, connection))) => {
+                return match refusal(&ack) {
+                    Some(reason) => Verdict::Refused(reason),
+                    None => Verdict::Welcome(Line(connection)),
+                };
+            }
+            Ok(Err(error)) if pause >= LONGEST_PAUSE => SILENCE.warn(|| error.to_string()),
             Err(_) => crate::warning!("The host did not answer the hello"),
             Ok(Err(_)) => {}
         }
@@ -58,7 +85,10 @@ fn make(agent_start_ns: u64) -> Hello {
     }
 }
 
-async fn say(hello: &Hello, meanwhile: &mut Option<impl FnOnce()>) -> Result<HelloAck> {
+async fn say(
+    hello: &Hello,
+    meanwhile: &mut Option<impl FnOnce()>,
+) -> Result<(HelloAck, Descriptor)> {
     let connection: Descriptor = vsock::connect_host(vsock::CONTROL_PORT)
         .await
         .context("Connecting to the host")?;
@@ -72,37 +102,55 @@ async fn say(hello: &Hello, meanwhile: &mut Option<impl FnOnce()>) -> Result<Hel
     let answer = frame::read(&connection)
         .await
         .context("Reading the host's answer to the hello")?;
-    HelloAck::parse_from_bytes(&answer).context("Decoding the host's answer to the hello")
+    let ack =
+        HelloAck::parse_from_bytes(&answer).context("Decoding the host's answer to the hello")?;
+    Ok((ack, connection))
 }
 
-fn judge(ack: &HelloAck) -> Verdict {
+/// Why the two cannot work together.
+fn refusal(ack: &HelloAck) -> Option<String> {
     if !ack.refusal.is_empty() {
-        return Verdict::Refused(format!("The host refuses this agent: {}", ack.refusal));
+        return Some(format!("The host refuses this agent: {}", ack.refusal));
     }
-    if ack.protocol_version != PROTOCOL_VERSION {
-        return Verdict::Refused(format!(
+    (ack.protocol_version != PROTOCOL_VERSION).then(|| {
+        format!(
             "The host speaks protocol {}, this agent speaks {PROTOCOL_VERSION}",
             ack.protocol_version
-        ));
-    }
-    Verdict::Welcome
+        )
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     #[test]
-    fn judge_refuses_other_versions_and_named_reasons() {
+    fn refusal_is_for_other_versions_and_named_reasons() {
         let ack = |protocol_version, refusal: &str| HelloAck {
             protocol_version,
             refusal: refusal.to_owned(),
             ..Default::default()
         };
-        assert!(matches!(judge(&ack(1, "")), Verdict::Welcome));
-        assert!(matches!(judge(&ack(2, "")), Verdict::Refused(_)));
-        assert!(
-            matches!(judge(&ack(1, "too old")), Verdict::Refused(reason) if reason.contains("too old"))
-        );
+        assert_eq!(refusal(&ack(1, "")), None);
+        assert!(refusal(&ack(2, "")).is_some());
+        assert!(refusal(&ack(1, "too old")).is_some_and(|reason| reason.contains("too old")));
+    }
+
+    #[tokio::test]
+    async fn ends_by_reset_tells_a_reset_from_a_close() {
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        let line = Line(Descriptor::new(ours.into()).expect("a descriptor"));
+        drop(theirs);
+        assert!(!line.ends_by_reset().await);
+
+        let (mut ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        // Closing a unix socket with unread bytes resets it.
+        ours.write_all(b"x").expect("room for a byte");
+        let line = Line(Descriptor::new(ours.into()).expect("a descriptor"));
+        drop(theirs);
+        assert!(line.ends_by_reset().await);
     }
 }

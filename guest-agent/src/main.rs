@@ -17,6 +17,7 @@ mod device_filter;
 mod errors;
 mod events;
 mod frame;
+mod guard;
 mod hello;
 mod helper;
 mod ids;
@@ -41,6 +42,7 @@ mod proto {
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -101,7 +103,13 @@ async fn serve(start_ns: u64) -> Result<()> {
     let spare = Arc::clone(&library);
     let mut server = ttrpc_server(
         Arc::clone(&sandbox),
-        Arc::new(move || spare.prepare_spare()),
+        Arc::new(move || {
+            let spare = Arc::clone(&spare);
+            tokio::spawn(async move {
+                tokio::time::sleep(SPARE_DELAY).await;
+                spare.prepare_spare();
+            });
+        }),
     )?;
     server.start().await.context("Serving ttrpc")?;
 
@@ -127,12 +135,13 @@ fn ttrpc_server(
     let service = Arc::new(rpc::Service { sandbox, on_idle });
     let listener = vsock::listener(vsock::CONTROL_PORT).context("Listening on the control port")?;
     let listener = Descriptor::new(listener).context("Registering the control port")?;
-    let incoming = ttrpc::r#async::transport::Listener::new(vsock::Incoming(listener));
+    let incoming = ttrpc::r#async::transport::Listener::new(guard::Incoming(listener));
     Ok(ttrpc::r#async::Server::new()
         .register_service(proto::agent_ttrpc::create_agent(service))
         .add_listener(incoming))
 }
 
+/// Says hello, and again whenever the connections to the host were reset: to a clone's new host.
 async fn greet(start_ns: u64, library: Arc<Library>) {
     // Requests of the host are read by this same thread, so none is served before the network is there.
     let prepare_network = || {
@@ -140,10 +149,18 @@ async fn greet(start_ns: u64, library: Arc<Library>) {
             die(&error.message);
         }
     };
-    match hello::announce(start_ns, prepare_network).await {
-        // The first container is not yet there: time to have a helper ready for it.
-        Verdict::Welcome => library.prepare_spare(),
-        Verdict::Refused(reason) => die(&reason),
+    let mut verdict = hello::announce(start_ns, prepare_network).await;
+    // The first container is not yet there: time to have a helper ready for it.
+    library.prepare_spare();
+    loop {
+        match verdict {
+            Verdict::Welcome(line) if line.ends_by_reset().await => {
+                notice!("The connections to the host were reset");
+            }
+            Verdict::Welcome(_) => return,
+            Verdict::Refused(reason) => return die(&reason),
+        }
+        verdict = hello::announce(start_ns, || {}).await;
     }
 }
 
@@ -152,6 +169,9 @@ fn die(reason: &str) {
     console::line("fatal", reason);
     sysinfo::power_off();
 }
+
+/// A program that has just been started needs the guest's CPU more than the next helper does.
+const SPARE_DELAY: Duration = Duration::from_millis(250);
 
 /// What the kernel sends to PID 1 for the ACPI power button: CONFIG_ACPI_TINY_POWER_BUTTON_SIGNAL of the guest
 /// kernel (rootfs/kernel/fragments/acpi.config), SIGRTMIN+4 as the C library counts.

@@ -2,10 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
 
-use futures_core::Stream;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, VsockAddr, accept4, bind, connect, listen, socket,
@@ -34,23 +31,12 @@ pub async fn accept(listener: &Descriptor) -> io::Result<Descriptor> {
     Descriptor::new(connection)
 }
 
-fn accept_now(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+/// Accepts the next connection, or fails with WouldBlock.
+pub fn accept_now(listener: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let raw = accept4(listener.as_raw_fd(), flags)?;
     // SAFETY: accept4 has just made this descriptor; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
-}
-
-/// The connections of a listener as the stream that the ttrpc server wants.
-pub struct Incoming(pub Descriptor);
-
-impl Stream for Incoming {
-    type Item = io::Result<Descriptor>;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let accepted = ready!(self.0.poll_when_readable(cx, accept_now));
-        Poll::Ready(Some(accepted.and_then(Descriptor::new)))
-    }
 }
 
 /// Connects to a port of the host.

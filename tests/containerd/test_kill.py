@@ -19,7 +19,7 @@ READY = ["sh", "-c", "echo ready; sleep 1000"]
 BOUND_S = 30.0
 
 
-@pytest.mark.parametrize("kind", ["qemu", "virtiofsd", "vmm"])
+@pytest.mark.parametrize("kind", ["qemu", "vmm"])
 def test_death_of_the_machine_ends_the_task_with_137(daemon: TestDaemon, kind: str) -> None:
     # Devices of our own are threads of strato-vmm and have no death but its; a panic is an event, which
     # a test of the library provokes (abi/src/device/tests.rs).
@@ -86,8 +86,9 @@ def test_death_while_a_container_is_being_created_leaves_nothing(daemon: TestDae
     name = ctr.new_id()
     with ctr.background(*ctr.run_arguments(name, ["true"], "--rm")) as client:
         word = {"qemu": "qemu-system", "vmm": "from vmm.__main__", "shim": "containerd-shim-strato-v2"}[kind]
-        eventually(lambda: bool(_below(word)), f"{kind} runs")
-        os.kill(_below(word)[0], signal.SIGKILL)
+        # Not before: containerd calls no clean-up for a shim that dies before it has connected.
+        eventually(lambda: bool(_below("from vmm.__main__")), "the VM is started")
+        eventually(lambda: _kill_one(word), f"{kind} runs")
         result = client.wait(timeout_s=BOUND_S)
         assert result.status != 0
     assert ctr.tasks() == {}
@@ -108,6 +109,14 @@ def test_exit_of_a_container_after_the_kill_of_another_is_its_own(daemon: TestDa
         assert one.wait(timeout_s=BOUND_S).status == 137
         (tmp_path / "go").touch()
         assert other.wait(timeout_s=BOUND_S).status == 7
+
+
+def _kill_one(word: str) -> bool:
+    for pid in _below(word):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            return True
+    return False
 
 
 def _below(word: str) -> list[int]:

@@ -9,8 +9,8 @@ from .daemons import TestDaemon
 
 # Kind of process and a word of its command line, for those that strato-vmm starts. Devices that our own cores
 # serve have no process: they are threads of strato-vmm.
-BACKENDS = {"qemu": "qemu-system", "virtiofsd": "virtiofsd"}
-KINDS = ("qemu", "virtiofsd", "vmm", "holder", "shim")
+BACKENDS = {"qemu": "qemu-system"}
+KINDS = ("qemu", "vmm", "holder", "shim")
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def test_killed_qemu_is_a_host_error_that_names_it(vms: VmFactory) -> None:
 @pytest.mark.parametrize("program", ["virtiofsd", "vhost-device-vsock"])
 def test_killed_backend_is_a_host_error_that_names_it(vms: VmFactory, tmp_path: Path, program: str) -> None:
     # Only reference programs can be killed: our own devices live and die with strato-vmm.
-    programs = ProgramsConfig(vhost_device_vsock=paths.vhost_device_vsock())
+    programs = ProgramsConfig(virtiofsd=paths.virtiofsd(), vhost_device_vsock=paths.vhost_device_vsock())
     config = replace(vms.config(), programs=programs)
     vsock = VsockConfig(socket=config.runtime_dir / "v.sock")
     vm = vms.boot(replace(config, vsock=vsock, shares=(ShareConfig(tag="t", directory=tmp_path),)))

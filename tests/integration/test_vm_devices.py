@@ -44,7 +44,7 @@ def exchange(connection: socket.socket, data: bytes) -> bytes:
 def share(tmp_path: Path) -> Iterator[Path]:
     """A folder that is a mount point with shared propagation, as the shim makes it.
 
-    To be asked for before ``vms``: a running virtiofsd keeps what is mounted below it busy.
+    To be asked for before ``vms``: a running VM keeps what is mounted below it busy.
     """
     directory = tmp_path / "share"
     (directory / "seen").mkdir(parents=True)
@@ -65,12 +65,12 @@ def vsock_programs(request: pytest.FixtureRequest) -> ProgramsConfig:
     return ProgramsConfig(vhost_device_vsock=paths.vhost_device_vsock())
 
 
-@pytest.fixture(params=["virtiofsd", "strato-vhost-device"])
+@pytest.fixture(params=["strato", "virtiofsd"])
 def share_programs(request: pytest.FixtureRequest) -> ProgramsConfig:
-    """Both programs that can serve shares: the reference and our own device core."""
-    if request.param == "strato-vhost-device":
-        return ProgramsConfig(strato_vhost_device=paths.strato_vhost_device())
-    return ProgramsConfig()
+    """What can serve shares: our own device core, and the reference program."""
+    if request.param == "strato":
+        return ProgramsConfig()
+    return ProgramsConfig(virtiofsd=paths.virtiofsd())
 
 
 def test_vsock_carries_bytes_from_host_to_guest_and_back(
@@ -163,8 +163,11 @@ def test_read_only_share_refuses_writes(
     assert vm.ask("store /mnt/file lost") == "Read-only file system"
 
 
-def test_read_only_share_without_a_mount_namespace_is_refused(vms: VmFactory, tmp_path: Path) -> None:
-    config = replace(vms.config(), shares=(ShareConfig(tag="t", directory=tmp_path, readonly=True),))
+def test_read_only_share_by_virtiofsd_without_a_mount_namespace_is_refused(
+    vms: VmFactory, tmp_path: Path
+) -> None:
+    shares = (ShareConfig(tag="t", directory=tmp_path, readonly=True),)
+    config = replace(vms.config(), shares=shares, programs=ProgramsConfig(virtiofsd=paths.virtiofsd()))
 
     assert "strato-launch" in vms.start(config).wait_exit().message
 

@@ -140,3 +140,17 @@ def test_links_lead_to_files() -> None:
         if not (path.parent / target).exists()
     ]
     assert missing == []
+
+
+def test_tests_that_keep_regressions_away_exist() -> None:
+    text = (CHECKOUT / "docs/regressions.md").read_text(encoding="utf-8")
+    # Names of tests have at least two underscores; names of files have a dot or a slash.
+    named = set(re.findall(r"`([a-z0-9]+(?:_[a-z0-9]+){2,})`", text))
+    paths = set(re.findall(r"`([a-z-]+/[a-z_/]+\.rs)`", text))
+    native = CHECKOUT / "vmm" / "native"
+    sources = "".join(
+        path.read_text(encoding="utf-8") for path in native.rglob("*.rs") if "target" not in path.parts
+    )
+    assert named
+    assert [name for name in sorted(named) if f"fn {name}(" not in sources] == []
+    assert [path for path in sorted(paths) if not (native / path).is_file()] == []

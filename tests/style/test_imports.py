@@ -128,7 +128,7 @@ def test_heavy_modules_are_not_imported_by_start_and_delete() -> None:
     import subprocess
     import sys
 
-    code = "import sys; import shim.bootstrap, shim.cleanup; print('\\n'.join(sys.modules))"
+    code = "import sys; import shim.bootstrap, shim.cleanup, shim.leftovers; print('\\n'.join(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-S", "-c", f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); {code}"],
         capture_output=True,

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
+from pathlib import Path
 
-from ..boards.base import DevicePlan
-from ..config import RngConfig, VsockConfig
-from ..errors import HostError
+from ..boards.base import DeviceKind, DevicePlan
+from ..config import DriveConfig, LimitConfig, NetConfig, RngConfig, ShareConfig, VsockConfig
+from ..errors import ConfigError, HostError
 from ..log import Log
 from ..loop import EventLoop
 from .base import Backend
@@ -22,7 +25,7 @@ TYPE_CHECKING = False  # importing typing costs 4 ms of strato-vmm's start
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..devices import Device, DeviceEvent, EventRing
+    from ..devices import Device, DeviceEvent, EventRing, Limits, NetDevice
 
 PROGRAM = "libstrato_vmm.so"
 """What serves these devices, in `x-strato-info` and messages."""
@@ -46,6 +49,9 @@ class DeviceServer:
         self._waiting: list[tuple[DevicePlan, socket.socket]] = []
         self._plans: list[DevicePlan] = []
         self._devices: list[Device] = []
+        self._nets: dict[str, NetDevice] = {}
+        self._shares = 0
+        self._broken = False
         self._ring: EventRing | None = None
         self._said: dict[tuple[int, int], int] = {}
 
@@ -53,7 +59,34 @@ class DeviceServer:
         """Return the engine's end of a connection on which the device will be served."""
         engine, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._waiting.append((device, ours))
+        self._shares += device.kind is DeviceKind.FS
         return Backend(device=device, connection=engine, program=PROGRAM, pid=os.getpid())
+
+    def listen(self, device: DevicePlan, directory: Path) -> Backend:
+        """Return a socket to which the engine connects for itself; its name is gone on return.
+
+        QEMU's network front end takes no connected one: net_vhost_claim_chardev wants an address, in QEMU 10
+        too. Raises HostError.
+        """
+        path = directory / f"net{device.slot}.sock"
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._waiting.append((device, listener))
+        try:
+            path.unlink(missing_ok=True)
+            listener.bind(str(path))
+            try:
+                listener.listen(1)
+                address = FileIO(os.open(path, os.O_PATH | os.O_CLOEXEC))
+            finally:
+                path.unlink()
+        except OSError as error:
+            raise HostError(f"Socket {path} of device {device.id} cannot be made") from error
+        return Backend(device=device, connection=address, program=PROGRAM, pid=os.getpid())
+
+    def set_link(self, device_id: str, up: bool) -> None:
+        """Change the carrier of an interface that is served here."""
+        if device_id in self._nets:
+            self._nets[device_id].set_link(up)
 
     def serve(self) -> None:
         """Make the devices and begin to serve them. Raises HostError."""
@@ -92,6 +125,8 @@ class DeviceServer:
         for _, connection in self._waiting:
             connection.close()
         for device in self._devices:
+            if self._broken:
+                device.abandon()
             device.close()
         if self._ring is not None:
             self._ring.close()
@@ -104,8 +139,48 @@ class DeviceServer:
                 return devices.vsock(ring, tag, plan.id, guest_cid=cid, path=path)
             case RngConfig(rate_kib=rate, burst_kib=burst):
                 return devices.rng(ring, tag, plan.id, rate=rate << 10, burst=burst << 10)
+            case DriveConfig() as drive:
+                with _opened(drive.path, os.O_RDONLY if drive.readonly else os.O_RDWR, plan) as fd:
+                    return devices.block(
+                        *(ring, tag, plan.id),
+                        fd=fd,
+                        cache=str(drive.cache),
+                        readonly=drive.readonly,
+                        serial=drive.serial,
+                    )
+            case ShareConfig() as share:
+                with _opened(share.directory, os.O_PATH | os.O_DIRECTORY, plan) as fd:
+                    return devices.fs(
+                        *(ring, tag, plan.id),
+                        directory_fd=fd,
+                        fs_tag=share.tag,
+                        cache=str(share.cache),
+                        readonly=share.readonly,
+                        shares=self._shares,
+                    )
+            case NetConfig() as net:
+                return self._make_net(net, ring, tag)
             case _:
                 raise HostError(f"Device {plan.id} of kind {plan.kind} has no core")
+
+    def _make_net(self, net: NetConfig, ring: EventRing, tag: int) -> Device:
+        from .. import devices
+
+        device = devices.net(
+            *(ring, tag, net.id),
+            taps=net.tap_name or [-1 if net.tap_fd is None else net.tap_fd],
+            mac=bytes.fromhex(net.mac.replace(":", "")),
+            mtu=net.mtu,
+            link_up=net.link_up,
+            receive_limits=_limits(net.receive_limit),
+            transmit_limits=_limits(net.transmit_limit),
+        )
+        self._nets[net.id] = device
+        if net.tap_fd is not None:
+            # The device has its own now; the tap is to live exactly as long as that.
+            with suppress(OSError):
+                os.close(net.tap_fd)
+        return device
 
     def _on_events(self) -> None:
         assert self._ring is not None
@@ -113,16 +188,48 @@ class DeviceServer:
             self._on_event(event)
 
     def _on_event(self, event: DeviceEvent) -> None:
+        from ..devices import LIBRARY_TAG
         from ..devices import DeviceEventKind as Kind
 
+        if event.tag == LIBRARY_TAG:
+            # A thread may be waited for that is no more: nothing here may be waited for any longer.
+            self._broken = True
+            self._lost(f"Bug in {PROGRAM}: {event.text}")
+            return
         name = self._plans[event.tag].id
         match event.kind:
             case Kind.LOST | Kind.PANICKED:
                 self._lost(f"Device {name} is lost: {event.text}")
             case Kind.FRONT_END_GONE:
                 self._front_end_gone(f"Front end of device {name} has gone")
+            case Kind.CONFIG_CHANGED:
+                self._log.debug(event.text, device=name, count=event.count)
             case _:
                 said = self._said.get((event.tag, event.kind), 0)
                 self._said[event.tag, event.kind] = said + 1
                 if said < MAX_WORDS:
                     self._log.warn(event.text, device=name, count=event.count)
+
+
+def _limits(limit: LimitConfig) -> Limits:
+    from .. import devices
+
+    return devices.Limits(limit.bandwidth, limit.bandwidth_burst, limit.operations, limit.operations_burst)
+
+
+@contextmanager
+def _opened(path: Path, flags: int, plan: DevicePlan) -> Iterator[int]:
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise ConfigError(_section(plan), f"{path} of device {plan.id} does not exist") from error
+    except OSError as error:
+        raise HostError(f"{path} of device {plan.id} cannot be opened") from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _section(plan: DevicePlan) -> str:
+    return "shares" if plan.kind is DeviceKind.FS else "drives"

@@ -72,7 +72,7 @@ def check_root() -> Iterator[Finding]:
 
 def check_programs() -> Iterator[Finding]:
     """The programs that strato-vmm starts."""
-    for find in (paths.qemu, paths.virtiofsd):
+    for find in (paths.qemu,):
         try:
             program = find()
         except ProgramNotFoundError as error:

@@ -2,10 +2,8 @@
 
 import os
 import select
-import shutil
 import signal
 import sys
-import tempfile
 import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from ..boards.base import board
 from ..config import VmConfig
 from ..decoding import MAX_CONFIG_BYTES, decode, dump
 from ..errors import ConfigError, HostError
+from .scratch import scratch_folder
 
 ESCAPE = 0x01  # Ctrl-A
 QUIT = ord("x")
@@ -40,14 +39,11 @@ def plan(file: Path) -> int:
 
 def run(file: Path, *, log_level: str) -> int:
     """Boot the VM of a configuration file in this terminal; return strato-vmm's status. Raises VmmError."""
-    runtime_dir = Path(tempfile.mkdtemp(prefix="strato-vm-"))
-    try:
-        config = _load(file, runtime_dir)
+    with scratch_folder() as scratch:
+        config = _load(file, scratch.path)
         config = replace(config, console=replace(config.console, stdio=True))
-        child, to_guest = _start(config, log_level)
+        child, to_guest = _start(config, log_level, scratch.lock_fd)
         return _relay(child, to_guest)
-    finally:
-        shutil.rmtree(runtime_dir, ignore_errors=True)
 
 
 def _load(file: Path, runtime_dir: Path) -> VmConfig:
@@ -69,7 +65,7 @@ def _load(file: Path, runtime_dir: Path) -> VmConfig:
     return decode(VmConfig, document, base=file.absolute().parent)
 
 
-def _start(config: VmConfig, log_level: str) -> tuple[int, int]:
+def _start(config: VmConfig, log_level: str, lock_fd: int) -> tuple[int, int]:
     """Start strato-vmm; return its pid and the write end of its console input."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     config_fd = os.memfd_create("strato-vm-config")
@@ -81,8 +77,8 @@ def _start(config: VmConfig, log_level: str) -> tuple[int, int]:
         if os.geteuid() == 0 and os.access(paths.launcher(), os.X_OK):
             pid = _launch(command, read_end, config_fd)
         else:
-            # Without a pid namespace nobody ends QEMU if strato-vmm is killed.
-            pid = _spawn(command, read_end, config_fd)
+            # Without a pid namespace nobody ends QEMU if strato-vmm is killed, and that may outlive us.
+            pid = _spawn(command, read_end, (config_fd, lock_fd))
     finally:
         os.close(read_end)
         os.close(config_fd)
@@ -103,8 +99,8 @@ def _launch(command: list[str], stdin: int, config_fd: int) -> int:
     return launched.pid
 
 
-def _spawn(command: list[str], stdin: int, config_fd: int) -> int:
-    actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, config_fd, config_fd)]
+def _spawn(command: list[str], stdin: int, kept_fds: tuple[int, ...]) -> int:
+    actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in kept_fds)]
     try:
         return os.posix_spawn(command[0], command, os.environ, file_actions=actions)
     except OSError as error:

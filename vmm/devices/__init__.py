@@ -6,16 +6,24 @@ Three layers, as in ``vmm.sys``: the C header (``vmm/native/abi/include/strato_v
 """
 
 from ..libraries import LibraryMismatchError, NativeBugError
-from .device import Device, rng, vsock
+from .calls import LIBRARY_TAG
+from .device import BlockDevice, Device, Limits, NetDevice, block, fs, net, rng, vsock
 from .events import DeviceEvent, DeviceEventKind, EventRing
 
 __all__ = [
+    "LIBRARY_TAG",
+    "BlockDevice",
     "Device",
     "DeviceEvent",
     "DeviceEventKind",
     "EventRing",
     "LibraryMismatchError",
+    "Limits",
     "NativeBugError",
+    "NetDevice",
+    "block",
+    "fs",
+    "net",
     "rng",
     "vsock",
 ]

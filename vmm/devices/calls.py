@@ -15,6 +15,7 @@ from ._strato_vmm import ffi as _generated_ffi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 ffi: Any = _generated_ffi
@@ -23,7 +24,19 @@ ffi: Any = _generated_ffi
 ABI_VERSION = 1
 """The interface number that this module is written for."""
 
-_STRUCTS = ("event", "metric", "rng_config", "vsock_config")
+LIBRARY_TAG = 2**64 - 1
+"""Tag of events that belong to no device."""
+
+_STRUCTS = (
+    "event",
+    "metric",
+    "limits",
+    "rng_config",
+    "vsock_config",
+    "block_config",
+    "fs_config",
+    "net_config",
+)
 _EVENT_BATCH = 16
 _METRICS = 64
 """More counters than any device has; a longer list is asked for again."""
@@ -100,6 +113,99 @@ def vsock_create(
     ret = ffi.new("strato_vmm_device **")
     _check(_lib.strato_vmm_vsock_create(events, tag, _bytes(name), config, ret))
     return ret[0]
+
+
+def block_create(
+    events: Any,
+    tag: int,
+    name: str,
+    fd: int,
+    modes: tuple[int, int, int, int],
+    serial: str | None,
+    limits: tuple[int, int, int, int],
+) -> Any:
+    """``modes``: cache, read-only, engine, number of queues; ``limits``: as in the struct."""
+    config = _sized("strato_vmm_block_config")
+    config.fd = fd
+    config.cache, config.readonly, config.engine, config.num_queues = modes
+    text = ffi.NULL if serial is None else _text(serial)
+    config.serial = text
+    _set_limits(config.limits, limits)
+    ret = ffi.new("strato_vmm_device **")
+    _check(_lib.strato_vmm_block_create(events, tag, _bytes(name), config, ret))
+    return ret[0]
+
+
+def block_resize(device: Any) -> int:
+    ret = ffi.new("uint64_t *")
+    _check(_lib.strato_vmm_block_resize(device, ret))
+    return int(ret[0])
+
+
+def block_set_limits(device: Any, limits: tuple[int, int, int, int]) -> None:
+    place = ffi.new("strato_vmm_limits *")
+    _set_limits(place, limits)
+    _check(_lib.strato_vmm_block_set_limits(device, place))
+
+
+def _set_limits(place: Any, limits: tuple[int, int, int, int]) -> None:
+    place.bandwidth, place.bandwidth_burst, place.operations, place.operations_burst = limits
+
+
+def fs_create(
+    events: Any, tag: int, name: str, directory_fd: int, fs_tag: str, modes: tuple[int, int, int, int]
+) -> Any:
+    """``modes``: cache, read-only, writeback, number of shares in the process."""
+    config = _sized("strato_vmm_fs_config")
+    text = _text(fs_tag)
+    config.directory_fd, config.tag = directory_fd, text
+    config.cache, config.readonly, config.writeback, config.shares = modes
+    ret = ffi.new("strato_vmm_device **")
+    _check(_lib.strato_vmm_fs_create(events, tag, _bytes(name), config, ret))
+    return ret[0]
+
+
+def net_create(
+    events: Any,
+    tag: int,
+    name: str,
+    taps: Sequence[int] | str,
+    modes: tuple[bytes, int, int],
+    limits: tuple[tuple[int, int, int, int], tuple[int, int, int, int]],
+) -> Any:
+    """``modes``: MAC address, MTU, link; ``limits``: of what the guest receives and of what it sends."""
+    config = _sized("strato_vmm_net_config")
+    if isinstance(taps, str):
+        kept = _text(taps)
+        config.num_taps, config.tap_name = 1, kept
+    else:
+        kept = ffi.new("int32_t[]", list(taps))
+        config.num_taps, config.tap_fds = len(taps), kept
+    config.mac, config.mtu, config.link_up = modes
+    for place, values in zip((config.receive_limits, config.transmit_limits), limits, strict=True):
+        _set_limits(place, values)
+    ret = ffi.new("strato_vmm_device **")
+    _check(_lib.strato_vmm_net_create(events, tag, _bytes(name), config, ret))
+    return ret[0]
+
+
+def net_set_link(device: Any, up: bool) -> None:
+    _check(_lib.strato_vmm_net_set_link(device, up))
+
+
+def net_set_limits(
+    device: Any, receive: tuple[int, int, int, int] | None, transmit: tuple[int, int, int, int] | None
+) -> None:
+    places = [ffi.NULL, ffi.NULL]
+    for index, values in enumerate((receive, transmit)):
+        if values is not None:
+            places[index] = ffi.new("strato_vmm_limits *")
+            _set_limits(places[index], values)
+    _check(_lib.strato_vmm_net_set_limits(device, *places))
+
+
+def net_set_taps(device: Any, taps: Sequence[int]) -> None:
+    _check(_lib.strato_vmm_net_set_taps(device, ffi.new("int32_t[]", list(taps)), len(taps)))
 
 
 def device_serve(device: Any, socket_fd: int) -> None:

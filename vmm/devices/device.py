@@ -10,6 +10,7 @@ from . import calls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
     from types import TracebackType
     from typing import Any
@@ -59,6 +60,65 @@ class Device:
             raise ValueError("This device is closed")
         return self._device
 
+    def abandon(self) -> None:
+        """Forget the device without waiting for its threads, one of which will never come to rest."""
+        self._device = None
+
+
+class Limits:
+    """Limits of a device: a rate per second and what may go through at once; 0 means none."""
+
+    __slots__ = ("bandwidth", "bandwidth_burst", "operations", "operations_burst")
+
+    def __init__(
+        self, bandwidth: int = 0, bandwidth_burst: int = 0, operations: int = 0, operations_burst: int = 0
+    ) -> None:
+        self.bandwidth = bandwidth
+        """Bytes per second."""
+        self.bandwidth_burst = bandwidth_burst
+        """Bytes; 0: as many as a second gives."""
+        self.operations = operations
+        self.operations_burst = operations_burst
+
+    def values(self) -> tuple[int, int, int, int]:
+        """Return the numbers in the order of the library's struct."""
+        return (self.bandwidth, self.bandwidth_burst, self.operations, self.operations_burst)
+
+
+NO_LIMITS = Limits()
+
+
+class BlockDevice(Device):
+    """A disk, which can be changed while it is in use."""
+
+    def resize(self) -> int:
+        """Take the file's size anew, tell the guest, and return the bytes that it sees."""
+        return calls.block_resize(self._open())
+
+    def set_limits(self, limits: Limits) -> None:
+        """Replace the limits."""
+        calls.block_set_limits(self._open(), limits.values())
+
+
+class NetDevice(Device):
+    """A network interface, which can be changed while it is in use; the changes come soon and in order."""
+
+    def set_link(self, up: bool) -> None:
+        """Plug the cable in or pull it."""
+        calls.net_set_link(self._open(), up)
+
+    def set_limits(self, *, receive: Limits | None = None, transmit: Limits | None = None) -> None:
+        """Replace the limits of what the guest receives, and of what it sends."""
+        calls.net_set_limits(
+            self._open(),
+            None if receive is None else receive.values(),
+            None if transmit is None else transmit.values(),
+        )
+
+    def set_taps(self, tap_fds: Sequence[int]) -> None:
+        """Replace the taps, one for each queue pair. The descriptors are duplicated."""
+        calls.net_set_taps(self._open(), tap_fds)
+
 
 def rng(events: EventRing, tag: int, name: str, *, rate: int, burst: int) -> Device:
     """Make an entropy device that gives at most ``rate`` bytes a second after ``burst`` bytes at once."""
@@ -76,3 +136,61 @@ def vsock(
 ) -> Device:
     """Make a socket device that listens at ``path`` at once."""
     return Device(calls.vsock_create(events.handle(), tag, name, guest_cid, path, max_connections))
+
+
+_BLOCK_CACHES = {"writeback": 0, "none": 1, "direct": 2}
+_ENGINES = {"auto": 0, "uring": 1, "pool": 2}
+_FS_CACHES = {"auto": 0, "always": 1, "none": 2}
+
+
+def block(
+    events: EventRing,
+    tag: int,
+    name: str,
+    *,
+    fd: int,
+    cache: str = "writeback",
+    readonly: bool = False,
+    serial: str | None = None,
+    limits: Limits = NO_LIMITS,
+    num_queues: int = 1,
+    engine: str = "auto",
+) -> BlockDevice:
+    """Make a disk of a regular file or block device; ``cache`` as in `vmm.config.DriveCache`."""
+    modes = (_BLOCK_CACHES[cache], int(readonly), _ENGINES[engine], num_queues)
+    return BlockDevice(calls.block_create(events.handle(), tag, name, fd, modes, serial, limits.values()))
+
+
+def fs(
+    events: EventRing,
+    tag: int,
+    name: str,
+    *,
+    directory_fd: int,
+    fs_tag: str,
+    cache: str = "auto",
+    readonly: bool = False,
+    writeback: bool = False,
+    shares: int = 1,
+) -> Device:
+    """Make a share of a folder; ``shares`` is how many of them divide the process's descriptors."""
+    modes = (_FS_CACHES[cache], int(readonly), int(writeback), shares)
+    return Device(calls.fs_create(events.handle(), tag, name, directory_fd, fs_tag, modes))
+
+
+def net(
+    events: EventRing,
+    tag: int,
+    name: str,
+    *,
+    taps: Sequence[int] | str,
+    mac: bytes,
+    mtu: int | None = None,
+    link_up: bool = True,
+    receive_limits: Limits = NO_LIMITS,
+    transmit_limits: Limits = NO_LIMITS,
+) -> NetDevice:
+    """Make a network interface on open taps (one for each queue pair, duplicated) or on a tap by name."""
+    modes = (mac, mtu or 0, int(link_up))
+    limits = (receive_limits.values(), transmit_limits.values())
+    return NetDevice(calls.net_create(events.handle(), tag, name, taps, modes, limits))

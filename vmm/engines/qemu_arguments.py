@@ -4,12 +4,11 @@ The timer set-up (no PIT, no PIC, with RTC, with ACPI, TSC frequency given) is t
 time under TCG and offers 24 virtio-mmio slots; others hang in one boot of eight or lack slots.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..boards.base import DeviceKind, DevicePlan, MachinePlan
-from ..config import DriveCache, DriveConfig, NetConfig, ShareConfig
+from ..config import NetConfig, ShareConfig
 from ..errors import ConfigError
 from .base import Wiring
 
@@ -31,8 +30,6 @@ class QemuHost:
 
     program: Path
     qmp_fd: int
-    block_devices: frozenset[Path] = frozenset()
-    """Those of the plan's drive paths that are block devices."""
 
 
 def command_line(plan: MachinePlan, wiring: Wiring, host: QemuHost) -> list[str]:
@@ -66,11 +63,11 @@ def command_line(plan: MachinePlan, wiring: Wiring, host: QemuHost) -> list[str]
     if plan.initrd is not None:
         arguments += ["-initrd", str(plan.initrd)]
     for device in plan.devices:
-        arguments += _device(device, wiring, host)
+        arguments += _device(device, wiring)
     return arguments
 
 
-def _device(device: DevicePlan, wiring: Wiring, host: QemuHost) -> list[str]:
+def _device(device: DevicePlan, wiring: Wiring) -> list[str]:
     bus = f"bus=virtio-mmio-bus.{LAST_BUS - device.slot}"
     match device.kind:
         case DeviceKind.CONSOLE:
@@ -98,40 +95,27 @@ def _device(device: DevicePlan, wiring: Wiring, host: QemuHost) -> list[str]:
                 f"vhost-user-fs-device,chardev=chr-{device.id},tag={tag},queue-size={FS_QUEUE_SIZE},{bus}",
             ]
         case DeviceKind.BLOCK:
-            assert isinstance(device.source, DriveConfig)
-            return _drive(device.source, bus, device.source.path in host.block_devices)
+            return [
+                *("-chardev", f"socket,id=chr-{device.id},fd={wiring.backend_fds[device.id]}"),
+                *("-device", f"vhost-user-blk,id={device.id},chardev=chr-{device.id},num-queues=1,{bus}"),
+            ]
         case DeviceKind.NET:
             assert isinstance(device.source, NetConfig)
-            return _net(device.source, bus)
+            return _net(device.source, wiring.backend_fds[device.id], bus)
 
 
-def _drive(drive: DriveConfig, bus: str, is_block_device: bool) -> list[str]:
-    node = {
-        "driver": "raw",  # never guessed: a guest could otherwise write itself a header that names host files
-        "node-name": f"drive-{drive.id}",
-        "read-only": drive.readonly,
-        "discard": "unmap",
-        "cache": {"direct": drive.cache is DriveCache.DIRECT, "no-flush": drive.cache is DriveCache.NONE},
-        "file": {
-            "driver": "host_device" if is_block_device else "file",
-            "filename": str(drive.path),
-        },
-    }
-    device = f"virtio-blk-device,id={drive.id},drive=drive-{drive.id},{bus}"
-    if drive.serial is not None:
-        device += f",serial={_escaped(drive.serial)}"
-    return ["-blockdev", json.dumps(node), "-device", device]
-
-
-def _net(net: NetConfig, bus: str) -> list[str]:
-    if net.tap_fd is not None:
-        tap = f"fd={net.tap_fd}"
-    else:
-        tap = f"ifname={_escaped(net.tap_name or '')},script=no,downscript=no"
-    device = f"virtio-net-device,id={net.id},netdev=tap-{net.id},mac={net.mac},{bus}"
+def _net(net: NetConfig, socket_fd: int, bus: str) -> list[str]:
+    # QEMU keeps the control queue for itself and tells the device nothing of new offloads of the guest, so
+    # the guest is not offered one.
+    device = f"virtio-net-device,id={net.id},netdev=dev-{net.id},mac={net.mac},ctrl_guest_offloads=off,{bus}"
     if net.mtu is not None:
         device += f",host_mtu={net.mtu}"
-    return ["-netdev", f"tap,id=tap-{net.id},vhost=off,{tap}", "-device", device]
+    return [
+        # A connected descriptor is refused for this kind of device; the name of one to connect to is not.
+        *("-chardev", f"socket,id=chr-{net.id},path=/proc/self/fd/{socket_fd}"),
+        *("-netdev", f"vhost-user,id=dev-{net.id},chardev=chr-{net.id}"),
+        *("-device", device),
+    ]
 
 
 def _escaped(value: str) -> str:

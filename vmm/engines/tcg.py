@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 from .. import paths
-from ..boards.base import DeviceKind, MachinePlan
+from ..boards.base import MachinePlan
 from ..config import EngineName, NetConfig
 from ..errors import HostError, QmpClosedError, QmpCommandError, QmpProtocolError, VmmError
 from ..log import Log
@@ -72,19 +71,12 @@ class TcgEngine(Engine):
             if isinstance(device.source, NetConfig) and not device.source.link_up:
                 self._channel.send("set_link", {"name": device.id, "up": False})
         self._channel.send("cont")
-        host = qemu_arguments.QemuHost(
-            program=program, qmp_fd=self._theirs.fileno(), block_devices=_block_devices(plan)
-        )
-        taps = [
-            device.source.tap_fd
-            for device in plan.devices
-            if isinstance(device.source, NetConfig) and device.source.tap_fd is not None
-        ]
+        host = qemu_arguments.QemuHost(program=program, qmp_fd=self._theirs.fileno())
         with self._theirs as theirs:
             self._process = self._processes.spawn(
                 qemu_arguments.command_line(plan, wiring, host),
                 name=program.name,
-                pass_fds=[theirs.fileno(), wiring.console_fd, *wiring.backend_fds.values(), *taps],
+                pass_fds=[theirs.fileno(), wiring.console_fd, *wiring.backend_fds.values()],
                 on_exit=self._on_exit,
             )
 
@@ -258,17 +250,3 @@ def _check_memory(plan: MachinePlan) -> None:
             f"Guest memory of {plan.memory_mib} MiB is more than the host's {host_mib} MiB: "
             "lower memory.size_mib"
         )
-
-
-def _block_devices(plan: MachinePlan) -> frozenset[Path]:
-    found: set[Path] = set()
-    for device in plan.devices:
-        if device.kind is DeviceKind.BLOCK:
-            path: Path = device.source.path  # type: ignore[union-attr]
-            try:
-                mode = path.stat().st_mode
-            except OSError as error:
-                raise HostError(f"Drive {device.id} at {path} cannot be opened") from error
-            if stat.S_ISBLK(mode):
-                found.add(path)
-    return frozenset(found)

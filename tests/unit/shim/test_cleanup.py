@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from shim import cleanup, names, state
+from shim import leftovers, names, state
 from shim.protos.generated import task_pb2
 
 pytestmark = pytest.mark.unit
@@ -196,7 +196,46 @@ def test_remove_tree_spares_files_of_a_share_that_still_shows_them(tmp_path: Pat
     (inside / "precious").write_text("data")
     (tmp_path / "s" / "console.log").write_text("gone")
 
-    cleanup.remove_tree(str(tmp_path / "s"))
+    leftovers.remove_tree(str(tmp_path / "s"))
 
     assert (inside / "precious").read_text() == "data"
     assert not (tmp_path / "s" / "console.log").exists()
+
+
+def test_delete_after_an_orderly_end_looks_for_nothing(bench: Bench) -> None:
+    directory = bench.write_state()
+    (bench.bundle / names.ENDED_NAME).touch()
+
+    answer = bench.delete()
+
+    assert answer.exit_status == 128 + signal.SIGKILL
+    assert directory.exists()
+
+
+_LATE_DAEMON = """
+import os, socket, sys, time
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+print("listening", flush=True)
+time.sleep(0.2)
+with open(sys.argv[2], "w") as file:
+    file.write(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+def test_delete_ends_a_daemon_that_has_not_written_its_pid_yet(bench: Bench, tmp_path: Path) -> None:
+    path = tmp_path / "shim.sock"
+    (bench.bundle / "address").write_text(f"unix://{path}")
+    words = [str(path), str(bench.bundle / "shim.pid"), "-id", "c1", "run"]
+    daemon = subprocess.Popen([sys.executable, "-c", _LATE_DAEMON, *words], stdout=subprocess.PIPE)
+    bench.processes.append(daemon)
+    with daemon:
+        assert daemon.stdout is not None
+        daemon.stdout.readline()
+
+        bench.delete()
+
+        assert daemon.wait(5) == -signal.SIGKILL
+    assert not path.exists()

@@ -43,8 +43,26 @@ def test_start_imports_nothing_beyond_its_list() -> None:
     assert set(done.stdout.split()) - allowed == set()
 
 
-def test_delete_imports_no_heavy_module() -> None:
-    loaded = modules_after("from shim import cleanup")
+def test_delete_after_an_orderly_end_imports_nothing_beyond_its_list(tmp_path: Path) -> None:
+    (tmp_path / "strato.ended").touch()
+    code = (
+        f"import sys; sys.path.insert(0, {str(CHECKOUT)!r}); before = set(sys.modules); "
+        f"from shim.__main__ import main; main(['-id', 'c1', '-bundle', {str(tmp_path)!r}, 'delete']); "
+        "after = set(sys.modules) - before; import os; os.write(2, ' '.join(sorted(after)).encode())"
+    )
+
+    done = subprocess.run([sys.executable, "-IS", "-c", code], capture_output=True, check=True, timeout=60)
+
+    allowed = {
+        "shim", "shim.__main__", "shim.cleanup", "shim.names", "shim.params",
+        "__future__", "_sha256", "_sha2", "time",
+        "os", "os.path", "posixpath", "genericpath", "stat", "_stat", "_collections_abc",
+    }  # fmt: skip
+    assert set(done.stderr.decode().split()) - allowed == set()
+
+
+def test_delete_of_leftovers_imports_no_heavy_module() -> None:
+    loaded = modules_after("from shim import cleanup, leftovers")
 
     assert "shim.state" in loaded
     assert loaded & HEAVY == set()

@@ -43,6 +43,10 @@ def kill_request(number: int = 15, exec_id: str = "") -> task_pb2.KillRequest:
     return task_pb2.KillRequest(id="c1", exec_id=exec_id, signal=number)
 
 
+def vm_runs(bench: Bench) -> bool:
+    return Path(f"/proc/{bench.preparation.vmm_pid}").exists()
+
+
 def test_life_of_a_container_is_told_in_order() -> None:
     async def test(bench: Bench) -> None:
         await bench.running()
@@ -156,6 +160,41 @@ def test_death_of_the_vm_ends_everything_once_with_137() -> None:
     run(test)
 
 
+def test_delete_of_an_only_container_ends_the_vm_without_asking_the_guest() -> None:
+    async def test(bench: Bench) -> None:
+        bench.preparation.plan.spec["linux"] = {"namespaces": [{"type": "pid"}]}
+        await bench.running()
+        await bench.agent.exit(0)
+        await bench.wait()
+
+        await bench.task.delete(task_pb2.DeleteRequest(id="c1"))
+
+        await until(lambda: not vm_runs(bench))
+        assert "RemoveContainer" not in [name for name, _ in bench.agent.calls]
+        assert (await bench.topics())[-1] == "delete"
+        assert bench.sandbox.failure is None
+        await bench.task.shutdown(task_pb2.ShutdownRequest())
+        assert bench.ended.is_set()
+
+    run(test)
+
+
+def test_delete_of_a_container_that_others_can_join_leaves_the_vm() -> None:
+    async def test(bench: Bench) -> None:
+        bench.preparation.plan.spec["linux"] = {"namespaces": [{"type": "pid"}]}
+        bench.preparation.spec = {"annotations": {"io.kubernetes.cri.sandbox-id": "c1"}}
+        await bench.running()
+        await bench.agent.exit(0)
+        await bench.wait()
+
+        await bench.task.delete(task_pb2.DeleteRequest(id="c1"))
+
+        assert vm_runs(bench)
+        assert "RemoveContainer" in [name for name, _ in bench.agent.calls]
+
+    run(test)
+
+
 def test_gap_in_the_guests_events_fails_the_sandbox() -> None:
     async def test(bench: Bench) -> None:
         await bench.running()
@@ -208,11 +247,25 @@ def test_create_that_the_agent_refuses_is_undone_without_exit_event() -> None:
 
 def test_create_without_hello_ends_with_the_deadline() -> None:
     async def test(bench: Bench) -> None:
-        with pytest.raises(DeadlineError, match=r"not created in 0.3 s"):
+        with pytest.raises(DeadlineError, match=r"not created in 0.3 s: .* waiting for the guest, which"):
             await bench.create()
         assert bench.sandbox.idle
 
     shim = ShimSettings(create_timeout_s=0.3)
+    run(test, dataclasses.replace(Settings(), shim=shim))
+
+
+def test_create_that_the_agent_does_not_answer_says_so() -> None:
+    async def never(_: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def test(bench: Bench) -> None:
+        bench.agent.behaviour["CreateContainer"] = never
+        await bench.agent.boot()
+        with pytest.raises(DeadlineError, match=r"still waiting for the agent's answer to CreateContainer"):
+            await bench.create()
+
+    shim = ShimSettings(create_timeout_s=1.0)
     run(test, dataclasses.replace(Settings(), shim=shim))
 
 

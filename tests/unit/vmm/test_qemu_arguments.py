@@ -1,6 +1,5 @@
 """The QEMU command line of a plan."""
 
-import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -9,19 +8,28 @@ import pytest
 
 from tests.unit.vmm.test_boards import CONFIG, drive
 from vmm.boards.base import board
-from vmm.config import BoardName, DriveCache, DriveConfig, NetConfig, ShareConfig, VmConfig
+from vmm.config import BoardName, NetConfig, ShareConfig, VmConfig
 from vmm.engines.base import Wiring
 from vmm.engines.qemu_arguments import MAX_SLOTS, QemuHost, command_line
 from vmm.errors import ConfigError
 
 pytestmark = pytest.mark.unit
 
-WIRING = Wiring(console_fd=20, backend_fds={"rng": 23, "vsock": 21, "fs0": 22})
+WIRING = Wiring(
+    console_fd=20,
+    backend_fds={
+        "rng": 23,
+        "vsock": 21,
+        "fs0": 22,
+        **{f"d{index}": 24 + index for index in range(MAX_SLOTS)},
+        **{f"n{index}": 60 + index for index in range(2)},
+    },
+)
 
 
-def build(config: VmConfig, block_devices: frozenset[Path] = frozenset()) -> list[str]:
+def build(config: VmConfig) -> list[str]:
     plan = board(BoardName.MICROVM).plan(config, ())
-    return command_line(plan, WIRING, QemuHost(program=Path("/q"), qmp_fd=19, block_devices=block_devices))
+    return command_line(plan, WIRING, QemuHost(program=Path("/q"), qmp_fd=19))
 
 
 def options(arguments: list[str], name: str) -> list[str]:
@@ -43,6 +51,9 @@ def test_backends_and_console_get_their_descriptors() -> None:
         "socket,id=chr-rng,fd=23",
         "socket,id=chr-vsock,fd=21",
         "socket,id=chr-fs0,fd=22",
+        "socket,id=chr-d0,fd=24",
+        "socket,id=chr-d1,fd=25",
+        "socket,id=chr-n0,path=/proc/self/fd/60",
     ]
 
 
@@ -58,32 +69,23 @@ def test_commas_in_names_do_not_end_options() -> None:
     assert any("tag=a,,b," in device for device in options(arguments, "device"))
 
 
-@pytest.mark.parametrize(
-    ("cache", "direct", "no_flush"),
-    [(DriveCache.WRITEBACK, False, False), (DriveCache.DIRECT, True, False), (DriveCache.NONE, False, True)],
-)
-def test_drive_is_raw_with_its_cache_policy(cache: DriveCache, direct: bool, no_flush: bool) -> None:
-    item = DriveConfig(id="d0", path=Path("/a,b"), readonly=True, cache=cache)
-    (node,) = options(build(replace(CONFIG, drives=(item,))), "blockdev")
+def test_drives_are_served_by_their_backends() -> None:
+    lines = [line for line in options(build(CONFIG), "device") if line.startswith("vhost-user-blk")]
 
-    document = json.loads(node)
-    assert (document["driver"], document["read-only"]) == ("raw", True)
-    assert document["cache"] == {"direct": direct, "no-flush": no_flush}
-    assert document["file"] == {"driver": "file", "filename": "/a,b"}
+    assert [line.split(",")[1:3] for line in lines] == [
+        ["id=d0", "chardev=chr-d0"],
+        ["id=d1", "chardev=chr-d1"],
+    ]
 
 
-def test_block_device_is_opened_as_one() -> None:
-    (node, _) = options(build(CONFIG, frozenset({Path("/d0")})), "blockdev")
-
-    assert json.loads(node)["file"]["driver"] == "host_device"
-
-
-def test_tap_by_name_runs_no_scripts() -> None:
+def test_interface_is_served_from_outside_with_what_the_guest_reads_of_it() -> None:
     net = NetConfig(id="n0", tap_name="tap7", mac="02:53:54:52:00:00", mtu=9000)
     arguments = build(replace(CONFIG, nets=(net,)))
 
-    assert options(arguments, "netdev") == ["tap,id=tap-n0,vhost=off,ifname=tap7,script=no,downscript=no"]
-    assert any("host_mtu=9000" in device for device in options(arguments, "device"))
+    assert options(arguments, "netdev") == ["vhost-user,id=dev-n0,chardev=chr-n0"]
+    (device,) = [words.split(",") for words in options(arguments, "device") if "virtio-net" in words]
+    assert {"mac=02:53:54:52:00:00", "host_mtu=9000", "ctrl_guest_offloads=off"} <= set(device)
+    assert not any("tap" in word for word in arguments)
 
 
 def test_more_devices_than_qemu_has_slots_are_refused() -> None:

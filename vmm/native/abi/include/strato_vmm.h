@@ -40,7 +40,7 @@ enum {
 };
 
 typedef struct {
-    uint64_t tag;    /* of the device */
+    uint64_t tag;    /* of the device; UINT64_MAX: of the library (a panic of any of its threads) */
     uint64_t count;  /* how often, until it was taken */
     uint32_t kind;
     char text[200];  /* of the first of them */
@@ -84,7 +84,90 @@ size_t strato_vmm_sizeof_vsock_config(void);
 int32_t strato_vmm_vsock_create(strato_vmm_events *events, uint64_t tag, const char *name,
                                 const strato_vmm_vsock_config *config, strato_vmm_device **ret);
 
-/* Serves the vhost-user front end at the other end of a connected stream socket, on threads of its own.
+/* Zero: no limit; a burst of zero: as much as a second gives. */
+typedef struct {
+    uint64_t bandwidth;        /* bytes per second */
+    uint64_t bandwidth_burst;  /* bytes */
+    uint64_t operations;       /* per second */
+    uint64_t operations_burst;
+} strato_vmm_limits;
+size_t strato_vmm_sizeof_limits(void);
+
+enum {
+    STRATO_VMM_BLOCK_WRITEBACK = 0,  /* host page cache, flushes honoured */
+    STRATO_VMM_BLOCK_NONE = 1,       /* host page cache, flushes ignored */
+    STRATO_VMM_BLOCK_DIRECT = 2      /* O_DIRECT, flushes honoured */
+};
+
+enum {
+    STRATO_VMM_BLOCK_ENGINE_AUTO = 0,
+    STRATO_VMM_BLOCK_ENGINE_URING = 1,
+    STRATO_VMM_BLOCK_ENGINE_POOL = 2
+};
+
+typedef struct {
+    uint32_t size;
+    int32_t fd;  /* a regular file or block device; its O_DIRECT flag is set as cache says */
+    uint32_t cache;
+    uint32_t readonly;
+    uint32_t engine;
+    uint32_t num_queues;
+    const char *serial;  /* at most 20 bytes; null: none */
+    strato_vmm_limits limits;
+} strato_vmm_block_config;
+size_t strato_vmm_sizeof_block_config(void);
+
+int32_t strato_vmm_block_create(strato_vmm_events *events, uint64_t tag, const char *name,
+                                const strato_vmm_block_config *config, strato_vmm_device **ret);
+/* Takes the file's size anew, tells the driver, and returns the bytes that it sees. */
+int32_t strato_vmm_block_resize(strato_vmm_device *device, uint64_t *ret);
+int32_t strato_vmm_block_set_limits(strato_vmm_device *device, const strato_vmm_limits *limits);
+
+enum {
+    STRATO_VMM_FS_CACHE_AUTO = 0,
+    STRATO_VMM_FS_CACHE_ALWAYS = 1,
+    STRATO_VMM_FS_CACHE_NONE = 2
+};
+
+typedef struct {
+    uint32_t size;
+    int32_t directory_fd;
+    uint32_t cache;
+    uint32_t readonly;
+    uint32_t writeback;
+    uint32_t shares;  /* how many fs devices share the process's descriptors */
+    const char *tag;  /* at most 36 bytes */
+} strato_vmm_fs_config;
+size_t strato_vmm_sizeof_fs_config(void);
+
+int32_t strato_vmm_fs_create(strato_vmm_events *events, uint64_t tag, const char *name,
+                             const strato_vmm_fs_config *config, strato_vmm_device **ret);
+
+typedef struct {
+    uint32_t size;
+    uint32_t num_taps;         /* queue pairs, 1 to 256 */
+    const int32_t *tap_fds;    /* so many descriptors: IFF_TAP, IFF_NO_PI, IFF_VNET_HDR */
+    const char *tap_name;      /* or the name of a tap in this network namespace; null: the descriptors */
+    uint8_t mac[6];
+    uint16_t mtu;              /* 0: not told to the guest */
+    uint32_t link_up;
+    strato_vmm_limits receive_limits;   /* what the guest receives */
+    strato_vmm_limits transmit_limits;  /* what it sends */
+} strato_vmm_net_config;
+size_t strato_vmm_sizeof_net_config(void);
+
+int32_t strato_vmm_net_create(strato_vmm_events *events, uint64_t tag, const char *name,
+                              const strato_vmm_net_config *config, strato_vmm_device **ret);
+/* The following are carried out by the device's own thread, soon and in order. */
+int32_t strato_vmm_net_set_link(strato_vmm_device *device, uint32_t up);
+/* Null: the limits of that direction stay. */
+int32_t strato_vmm_net_set_limits(strato_vmm_device *device, const strato_vmm_limits *receive,
+                                  const strato_vmm_limits *transmit);
+/* As many as there are queue pairs; another number changes nothing. */
+int32_t strato_vmm_net_set_taps(strato_vmm_device *device, const int32_t *tap_fds, uint32_t num_taps);
+
+/* Serves the vhost-user front end at the other end of a connected stream socket, on threads of its own. Of a
+ * socket that listens the first connection is served; QEMU's network front end takes no connected one.
  * EBUSY: one is being served. */
 int32_t strato_vmm_device_serve(strato_vmm_device *device, int32_t socket_fd);
 

@@ -5,20 +5,17 @@
     reason = "the header states once what holds for all of them"
 )]
 
-use std::ffi::{CStr, OsStr, c_char};
+mod kinds;
+
+use std::ffi::{CStr, c_char};
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use strato_devices::BucketConfig;
-use strato_devices::rng::RngConfig;
-use strato_plumbing::border::{self, check_size, null, required, store};
+use strato_plumbing::border::{self, null, required, store};
 use strato_plumbing::{Failure, Result};
 
 use crate::device::{Device, Parts, Reporter};
-use crate::events::{Event, EventKind, EventRing, TEXT_LEN};
-use crate::kinds;
+use crate::events::{Event, EventKind, EventRing, TEXT_LEN, report_panics};
 
 /// Changes with every incompatible change of the header.
 const ABI_VERSION: u32 = 1;
@@ -101,7 +98,9 @@ pub unsafe extern "C" fn strato_vmm_events_create(ret: *mut *mut Events) -> i32 
         if ret.is_null() {
             return Err(null("ret"));
         }
-        let events = Box::new(Events(Arc::new(EventRing::new()?)));
+        let ring = Arc::new(EventRing::new()?);
+        report_panics(&ring);
+        let events = Box::new(Events(ring));
         // SAFETY: the header's rule for ret.
         unsafe { store(ret, Box::into_raw(events)) }
     })
@@ -170,66 +169,6 @@ unsafe fn create(
     let device = Device::new(&name.to_string_lossy(), parts()?, Reporter::new(ring, tag))?;
     // SAFETY: passed on to the caller.
     unsafe { store(ret, Box::into_raw(Box::new(device))) }
-}
-
-/// `strato_vmm_rng_config`.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub struct RawRngConfig {
-    size: u64,
-    rate: u64,
-    burst: u64,
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn strato_vmm_rng_create(
-    events: *mut Events,
-    tag: u64,
-    name: *const c_char,
-    config: *const RawRngConfig,
-    ret: *mut *mut Device,
-) -> i32 {
-    border(|| {
-        // SAFETY: the header's rule for pointers.
-        let raw = unsafe { config.as_ref() }.ok_or_else(|| null("config"))?;
-        check_size::<RawRngConfig>(raw.size, "strato_vmm_rng_config")?;
-        if raw.rate == 0 || raw.burst == 0 {
-            return Err(Failure::refused("Rate and burst of an entropy device must not be 0"));
-        }
-        let config = RngConfig { limit: BucketConfig { rate: raw.rate, burst: raw.burst } };
-        // SAFETY: the header's rules.
-        unsafe { create(events, tag, name, ret, || kinds::rng(config)) }
-    })
-}
-
-/// `strato_vmm_vsock_config`.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub struct RawVsockConfig {
-    size: u32,
-    max_connections: u32,
-    guest_cid: u64,
-    path: *const c_char,
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn strato_vmm_vsock_create(
-    events: *mut Events,
-    tag: u64,
-    name: *const c_char,
-    config: *const RawVsockConfig,
-    ret: *mut *mut Device,
-) -> i32 {
-    border(|| {
-        // SAFETY: the header's rule for pointers.
-        let raw = unsafe { config.as_ref() }.ok_or_else(|| null("config"))?;
-        check_size::<RawVsockConfig>(raw.size.into(), "strato_vmm_vsock_config")?;
-        // SAFETY: the header's rule for strings.
-        let path = PathBuf::from(OsStr::from_bytes(unsafe { required(raw.path, "path") }?.to_bytes()));
-        let most = usize::try_from(raw.max_connections).unwrap_or(usize::MAX);
-        // SAFETY: the header's rules.
-        unsafe { create(events, tag, name, ret, || kinds::vsock(raw.guest_cid, path, most)) }
-    })
 }
 
 #[unsafe(no_mangle)]
@@ -304,8 +243,12 @@ macro_rules! sizes {
 sizes! {
     strato_vmm_sizeof_event => RawEvent,
     strato_vmm_sizeof_metric => RawMetric,
-    strato_vmm_sizeof_rng_config => RawRngConfig,
-    strato_vmm_sizeof_vsock_config => RawVsockConfig,
+    strato_vmm_sizeof_rng_config => kinds::RawRngConfig,
+    strato_vmm_sizeof_vsock_config => kinds::RawVsockConfig,
+    strato_vmm_sizeof_limits => kinds::RawLimits,
+    strato_vmm_sizeof_block_config => kinds::RawBlockConfig,
+    strato_vmm_sizeof_fs_config => kinds::RawFsConfig,
+    strato_vmm_sizeof_net_config => kinds::RawNetConfig,
 }
 
 // The numbers that the header gives to this enum.

@@ -5,13 +5,45 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::panic::{set_hook, take_hook};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
 use strato_plumbing::{Failure, Result};
+use strato_virtio::panic_text;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Longest text of an event in bytes, the terminator apart.
 pub const TEXT_LEN: usize = 199;
+
+/// The tag of events that belong to the library and to no device.
+pub const LIBRARY_TAG: u64 = u64::MAX;
+
+/// Who hears of panics.
+static RINGS: Mutex<Vec<Weak<EventRing>>> = Mutex::new(Vec::new());
+
+/// Makes a panic of any thread of this library an event with [`LIBRARY_TAG`]. A device may have threads whose
+/// loss nobody would notice: whoever waits for their work would wait for ever.
+pub fn report_panics(ring: &Arc<EventRing>) {
+    static ONCE: Once = Once::new();
+    let mut rings = RINGS.lock().unwrap_or_else(PoisonError::into_inner);
+    rings.retain(|ring| ring.strong_count() > 0);
+    rings.push(Arc::downgrade(ring));
+    ONCE.call_once(|| {
+        let report = take_hook();
+        set_hook(Box::new(move |info| {
+            report(info);
+            let thread = std::thread::current();
+            let place = info.location().map(ToString::to_string).unwrap_or_default();
+            let words = panic_text(info.payload());
+            let text =
+                format!("Thread {} panicked at {place}: {words}", thread.name().unwrap_or("of Python"));
+            for ring in RINGS.lock().unwrap_or_else(PoisonError::into_inner).iter().filter_map(Weak::upgrade)
+            {
+                ring.push(LIBRARY_TAG, EventKind::Panicked, &text);
+            }
+        }));
+    });
+}
 
 /// What happened to a device. The numbers are the header's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,14 +1,31 @@
-//! The device kinds: from plain settings to a core and its counters. One function each, and nothing else here
-//! knows more than one kind.
+//! The device kinds: from plain settings to a core, its counters and its controls. One function each, and nothing
+//! else here knows more than one kind.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use strato_devices::block::{Block, BlockConfig, BlockControl};
+use strato_devices::fs::passthrough::{Passthrough, PassthroughConfig, Root, ShareConfig};
+use strato_devices::fs::{Fs, FsConfig};
+use strato_devices::net::{Net, NetConfig, NetControl};
 use strato_devices::rng::{Rng, RngConfig};
 use strato_devices::vsock::{Vsock, VsockConfig};
 use strato_plumbing::{Failure, Result};
 
 use crate::device::Parts;
+
+/// What can be changed while a device runs.
+#[derive(Clone, Debug)]
+pub enum Control {
+    /// Nothing.
+    None,
+    /// A disk's size and limits.
+    Block(BlockControl),
+    /// A network interface's link, limits and taps.
+    Net(NetControl),
+}
 
 /// What a core says when it cannot be made, in this library's words.
 fn made<T>(kind: &str, outcome: io::Result<T>) -> Result<T> {
@@ -25,7 +42,7 @@ fn made<T>(kind: &str, outcome: io::Result<T>) -> Result<T> {
 pub fn rng(config: RngConfig) -> Result<Parts> {
     let core = made("rng", Rng::new(config))?;
     let metrics = core.metrics();
-    Ok(Parts { core: Box::new(core), counters: Box::new(move || metrics.snapshot()) })
+    Ok(Parts { core: Box::new(core), counters: Box::new(move || metrics.snapshot()), control: Control::None })
 }
 
 /// The socket device.
@@ -36,5 +53,65 @@ pub fn vsock(guest_cid: u64, path: PathBuf, max_connections: usize) -> Result<Pa
     let what = format!("vsock at {}", path.display());
     let core = made(&what, Vsock::new(VsockConfig { guest_cid, path, max_connections }))?;
     let metrics = core.metrics();
-    Ok(Parts { core: Box::new(core), counters: Box::new(move || metrics.snapshot()) })
+    Ok(Parts { core: Box::new(core), counters: Box::new(move || metrics.snapshot()), control: Control::None })
+}
+
+/// The block device.
+///
+/// # Errors
+/// The file is no disk, or the host has not what the configuration asks for.
+pub fn block(config: BlockConfig) -> Result<Parts> {
+    let core = made("block", Block::new(config))?;
+    let (metrics, control) = (core.metrics(), core.control());
+    Ok(Parts {
+        core: Box::new(core),
+        counters: Box::new(move || metrics.snapshot()),
+        control: Control::Block(control),
+    })
+}
+
+/// The network device.
+///
+/// # Errors
+/// An address or MTU that cannot be, or no descriptors.
+pub fn net(config: NetConfig) -> Result<Parts> {
+    let core = made("net", Net::new(config))?;
+    let (metrics, control) = (core.metrics(), core.control());
+    Ok(Parts {
+        core: Box::new(core),
+        counters: Box::new(move || metrics.snapshot()),
+        control: Control::Net(control),
+    })
+}
+
+/// What a share is, in plain settings.
+#[derive(Debug)]
+pub struct FsSettings {
+    /// The shared folder.
+    pub directory: OwnedFd,
+    /// The device.
+    pub config: FsConfig,
+    /// Everything that writes is EROFS.
+    pub readonly: bool,
+    /// The process's budget of descriptors is divided by this many shares.
+    pub shares: usize,
+}
+
+/// The file-system device with one share.
+///
+/// # Errors
+/// The folder is none, /proc is out of reach, or no threads.
+pub fn fs(settings: FsSettings) -> Result<Parts> {
+    let FsSettings { directory, config, readonly, shares } = settings;
+    let what = format!("fs {}", config.tag);
+    let share = ShareConfig { cache: config.cache, readonly, ..ShareConfig::new(directory) };
+    let mut host = made(&what, PassthroughConfig::new(Root::Directory(share)))?;
+    host.limits.nodes /= shares.max(1);
+    host.limits.handles /= shares.max(1);
+    let host = Arc::new(made(&what, Passthrough::new(host))?);
+    let held = host.metrics();
+    let core = made(&what, Fs::new(config, host))?;
+    let metrics = core.metrics();
+    let counters = move || metrics.snapshot().into_iter().chain(held.snapshot()).collect();
+    Ok(Parts { core: Box::new(core), counters: Box::new(counters), control: Control::None })
 }

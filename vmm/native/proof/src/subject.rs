@@ -60,8 +60,9 @@ pub struct Kind {
 /// All kinds.
 pub const KINDS: &[Kind] = &[
     Kind { name: "rng", make: rng::make },
-    Kind { name: "block", make: || block::make(false) },
-    Kind { name: "block-readonly", make: || block::make(true) },
+    Kind { name: "block", make: block::make },
+    Kind { name: "block-pool", make: block::make_pool },
+    Kind { name: "block-readonly", make: block::make_readonly },
     Kind { name: "fs", make: || fs::make(0) },
     Kind { name: "fs-pool", make: || fs::make(2) },
     Kind { name: "vsock", make: vsock::make },

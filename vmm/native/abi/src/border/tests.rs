@@ -3,10 +3,11 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::ptr::null_mut;
 
+use super::kinds::*;
 use super::*;
 
 const HEADER: &str = include_str!("../../include/strato_vmm.h");
-const SOURCE: &str = include_str!("../border.rs");
+const SOURCES: [&str; 2] = [include_str!("../border.rs"), include_str!("kinds.rs")];
 
 /// Every `strato_vmm_x(` of a text, without comments.
 fn functions(text: &str) -> BTreeSet<String> {
@@ -23,13 +24,14 @@ fn functions(text: &str) -> BTreeSet<String> {
 #[test]
 fn the_header_declares_what_the_library_exports() {
     let declared = functions(HEADER);
-    let mut exported: BTreeSet<String> = SOURCE
+    let source = SOURCES.concat();
+    let mut exported: BTreeSet<String> = source
         .split("extern \"C\" fn ")
         .skip(1)
         .filter_map(|rest| rest.split_once('(').map(|(name, _)| name.to_owned()))
         .filter(|name| name.starts_with("strato_vmm_"))
         .collect();
-    let sizes = SOURCE.split("sizes! {").nth(1).unwrap().split('}').next().unwrap();
+    let sizes = source.split("sizes! {").nth(1).unwrap().split('}').next().unwrap();
     exported.extend(
         sizes.lines().filter_map(|line| line.split_once(" => ").map(|(name, _)| name.trim().to_owned())),
     );

@@ -5,7 +5,7 @@ use strato_virtio::{DeviceFault, RING_FEATURES, record::RecordError};
 use strato_virtio::{DeviceInfo, DeviceIo, Progress};
 
 use super::*;
-use crate::events::Event;
+use crate::events::{Event, LIBRARY_TAG, report_panics};
 
 /// Panics when it is reset.
 struct Faulty(DeviceInfo);
@@ -44,20 +44,22 @@ fn faulty() -> Parts {
         queue_sizes: vec![8],
         config_len: 8,
     };
-    Parts { core: Box::new(Faulty(info)), counters: Box::new(Vec::new) }
+    Parts { core: Box::new(Faulty(info)), counters: Box::new(Vec::new), control: Control::None }
 }
 
-fn wait_for(ring: &EventRing, kind: EventKind) -> Event {
+fn wait_for_panic(ring: &EventRing, tag: u64) -> Event {
     let deadline = Instant::now() + Duration::from_secs(10);
     while Instant::now() < deadline {
         let mut poll = libc::pollfd { fd: ring.fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: one live pollfd.
         unsafe { libc::poll(&raw mut poll, 1, 1000) };
-        if let Some(event) = ring.take(1).pop().filter(|event| event.kind == kind) {
+        if let Some(event) =
+            ring.take(1).pop().filter(|event| event.tag == tag && event.kind == EventKind::Panicked)
+        {
             return event;
         }
     }
-    panic!("No event {kind:?}")
+    panic!("No panic of {tag}")
 }
 
 /// RESET_OWNER, version 1, without contents (vhost-user, "Front-end message types").
@@ -66,15 +68,63 @@ const RESET: [u8; 12] = [4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
 #[test]
 fn a_panic_of_a_device_is_an_event_and_goes_no_further() {
     let ring = Arc::new(EventRing::new().unwrap());
+    report_panics(&ring);
     let device = Device::new("faulty0", faulty(), Reporter::new(Arc::clone(&ring), 5)).unwrap();
     let (ours, theirs) = UnixStream::pair().unwrap();
     device.serve(theirs.into()).unwrap();
 
     io::Write::write_all(&mut &ours, &RESET).unwrap();
 
-    let event = wait_for(&ring, EventKind::Panicked);
-    assert_eq!((event.tag, event.text.as_str()), (5, "On purpose"));
+    assert_eq!(wait_for_panic(&ring, 5).text, "On purpose");
     // The conversation ends as well: nobody answers for the device any more.
     assert_eq!(io::Read::read(&mut &ours, &mut [0; 1]).unwrap(), 0);
     drop(device);
+}
+
+#[test]
+fn a_panic_of_a_thread_that_nobody_waits_for_is_an_event_too() {
+    let ring = Arc::new(EventRing::new().unwrap());
+    report_panics(&ring);
+
+    // Tests run side by side, and each hears of the panics of all: one that waits absorbs the next.
+    loop {
+        spawn("helper-9", || panic!("Alone")).unwrap().join().unwrap_err();
+        if wait_for_panic(&ring, LIBRARY_TAG).text.starts_with("Thread helper-9 panicked at ") {
+            break;
+        }
+    }
+}
+
+/// A listening socket, and where it listens.
+fn listener(name: &str) -> (UnixListener, std::path::PathBuf) {
+    let path = std::env::temp_dir().join(format!("strato-abi-{}-{name}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    (UnixListener::bind(&path).unwrap(), path)
+}
+
+#[test]
+fn of_a_socket_that_listens_the_first_connection_is_served_and_no_other() {
+    let (socket, path) = listener("first");
+    let ring = Arc::new(EventRing::new().unwrap());
+    let device = Device::new("net0", faulty(), Reporter::new(ring, 1)).unwrap();
+    device.serve(socket.into()).unwrap();
+    let ours = UnixStream::connect(&path).unwrap();
+    // GET_FEATURES, version 1.
+    io::Write::write_all(&mut &ours, &[1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+    io::Read::read_exact(&mut &ours, &mut [0; 20]).unwrap();
+    assert!(UnixStream::connect(&path).is_err(), "the listener is gone");
+    std::fs::remove_file(&path).unwrap();
+    drop(device);
+    assert_eq!(io::Read::read(&mut &ours, &mut [0; 1]).unwrap(), 0);
+}
+
+#[test]
+fn device_to_which_nobody_came_ends() {
+    let (socket, path) = listener("nobody");
+    std::fs::remove_file(path).unwrap();
+    let ring = Arc::new(EventRing::new().unwrap());
+    let device = Device::new("net0", faulty(), Reporter::new(Arc::clone(&ring), 1)).unwrap();
+    device.serve(socket.into()).unwrap();
+    drop(device);
+    assert!(ring.take(9).iter().all(|event| event.kind == EventKind::FrontEndGone));
 }

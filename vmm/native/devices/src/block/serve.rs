@@ -20,9 +20,9 @@ use crate::timer::Timer;
 /// Most requests in flight in all queues together; more wait in their rings.
 pub(super) const MAX_IN_FLIGHT: usize = 256;
 
-/// A batch ends at this many bytes: data in the page cache is copied while it is submitted, and the first
-/// request of a batch should not wait for all others.
-const BATCH_BYTES: u64 = 1 << 20;
+/// A batch ends at this many bytes: data in the page cache is copied while it is submitted, and the guest goes on
+/// with the first request of a batch while the others are copied.
+const BATCH_BYTES: u64 = 1 << 18;
 /// Rounds in one go; commands to the device thread wait for no more.
 const MAX_ROUNDS: usize = 64;
 

@@ -7,8 +7,9 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
+use strato_virtio::thread::spawn;
 use strato_virtio::{Chain, GuestRamHandle};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -18,9 +19,6 @@ use super::server::{Exchange, Patience, Server, Verdict};
 /// Most jobs that wait or run. Beyond it the worker does the work itself, so that a guest's requests never
 /// fill the host's memory.
 const MAX_JOBS: usize = 64;
-
-/// Deep enough for a path walk and a few system calls; the default of 2 MiB is address space for nothing.
-const STACK_LEN: usize = 256 << 10;
 
 /// A request on its way through the pool.
 pub(super) struct Job {
@@ -83,8 +81,7 @@ impl Pool {
         let mut pool = Self { shared, threads: Vec::with_capacity(threads) };
         for number in 0..threads {
             let (shared, server) = (Arc::clone(&pool.shared), Arc::clone(server));
-            let builder = Builder::new().name(format!("fs-{number}")).stack_size(STACK_LEN);
-            pool.threads.push(builder.spawn(move || serve(&shared, &server))?);
+            pool.threads.push(spawn(&format!("fs-{number}"), move || serve(&shared, &server))?);
         }
         Ok(pool)
     }

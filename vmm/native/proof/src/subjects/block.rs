@@ -1,9 +1,11 @@
-//! The block device on a file in memory.
+//! The block device on a file on a disk, past the page cache, so that requests take their time; and on one in
+//! memory, where they are done at once.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
-use strato_devices::block::{Block, BlockConfig};
+use strato_devices::block::{Block, BlockConfig, BlockControl, CacheMode, EngineChoice};
 use strato_virtio::DeviceCore;
 
 use super::scratch::memory_file;
@@ -15,13 +17,40 @@ const SECTORS: u64 = 256;
 
 struct Storage {
     file: File,
+    cache: CacheMode,
     readonly: bool,
+    engine: EngineChoice,
+    num_queues: u16,
+    control: Option<BlockControl>,
 }
 
-pub(crate) fn make(readonly: bool) -> Box<dyn Subject> {
+fn storage() -> Storage {
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_TMPFILE);
+    let file = options.open(std::env::temp_dir()).unwrap();
+    file.set_len(SECTORS * 512).unwrap();
+    file.write_all_at(b"first sector", 0).unwrap();
+    let (cache, engine) = (CacheMode::Direct, EngineChoice::Auto);
+    Storage { file, cache, readonly: false, engine, num_queues: 1, control: None }
+}
+
+pub(crate) fn make() -> Box<dyn Subject> {
+    Box::new(storage())
+}
+
+fn in_memory() -> Storage {
     let file = memory_file(SECTORS * 512);
     file.write_all_at(b"first sector", 0).unwrap();
-    Box::new(Storage { file, readonly })
+    Storage { file, cache: CacheMode::Writeback, ..storage() }
+}
+
+pub(crate) fn make_readonly() -> Box<dyn Subject> {
+    Box::new(Storage { readonly: true, ..in_memory() })
+}
+
+/// Two queues, threads instead of io_uring.
+pub(crate) fn make_pool() -> Box<dyn Subject> {
+    Box::new(Storage { engine: EngineChoice::Pool, num_queues: 2, ..in_memory() })
 }
 
 fn header(kind: u32, sector: u64) -> Vec<u8> {
@@ -34,12 +63,31 @@ fn header(kind: u32, sector: u64) -> Vec<u8> {
 impl Subject for Storage {
     fn core(&mut self) -> Box<dyn DeviceCore> {
         let (readonly, serial) = (self.readonly, "proof".to_owned());
-        let file = self.file.try_clone().unwrap();
-        Box::new(Block::new(BlockConfig { readonly, serial, ..BlockConfig::new(file) }).unwrap())
+        let (engine, num_queues) = (self.engine, self.num_queues);
+        // An open file description of its own: the one here stays as it is.
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let cache = self.cache;
+        let config = BlockConfig { cache, readonly, serial, engine, num_queues, ..BlockConfig::new(file) };
+        let block = Block::new(config).unwrap();
+        self.control = Some(block.control());
+        Box::new(block)
     }
 
     fn queues(&self) -> &'static [QueueUse] {
-        &[QueueUse::Requests]
+        if self.num_queues == 1 { &[QueueUse::Requests] } else { &[QueueUse::Requests, QueueUse::Requests] }
+    }
+
+    /// The disk becomes smaller or larger, and the device may hear of it.
+    fn host_acts(&mut self, choices: &mut Choices<'_>) {
+        if choices.once_in(4) {
+            self.file.set_len(512 * (1 + choices.below(SECTORS * 2))).unwrap();
+        }
+        if let Some(control) = &self.control
+            && choices.once_in(4)
+        {
+            control.resize().unwrap();
+        }
     }
 
     fn request(&self, choices: &mut Choices<'_>, _queue: u16) -> Request {
@@ -67,7 +115,13 @@ impl Subject for Storage {
         Request { readable, writable }
     }
 
+    /// A disk of another size than the saved one's is another disk.
+    fn may_refuse_saved(&self) -> bool {
+        true
+    }
+
     fn probe(&mut self, machine: &mut Machine) {
+        self.file.set_len(SECTORS * 512).unwrap();
         self.file.write_all_at(b"first sector", 0).unwrap();
         let answer = machine.ask(0, &header(0, 0), 513);
         assert_eq!((&answer[..12], answer[512]), (&b"first sector"[..], 0));

@@ -5,8 +5,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, JoinHandle};
+use std::thread::JoinHandle;
 
+use strato_virtio::thread::spawn;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::shortcut::{Reads, Shortcut};
@@ -74,7 +75,7 @@ impl Pool {
     fn start_thread(&mut self) {
         let shared = Arc::clone(&self.shared);
         // The threads that there are do the work if no more can be had.
-        if let Ok(thread) = Builder::new().name("block-io".to_owned()).spawn(move || shared.serve()) {
+        if let Ok(thread) = spawn("block-io", move || shared.serve()) {
             self.threads.push(thread);
         }
     }

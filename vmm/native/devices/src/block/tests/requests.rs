@@ -106,6 +106,26 @@ fn serial_is_told_and_unknown_operations_are_unsupported() {
         assert_eq!(m.drivers[0].read(DATA, 7), b"disk-1\0");
         assert_eq!(m.ask(GET_ID, 0, &[(DATA, 19, true)]).0, 1);
         assert_eq!(m.ask(77, 0, &[]).0, 2);
+        // Commands for a SCSI disk behind the device: a class of overflows elsewhere.
+        assert_eq!(m.ask(2, 0, &[(DATA, 96, false)]).0, 2);
+        assert_eq!(m.ask(3, 0, &[(DATA, 96, true)]).0, 2);
+    }
+}
+
+/// The class of a guest that writes itself the header of a format that names files of the host.
+#[test]
+fn header_of_another_format_is_data_like_any_other() {
+    for engine in ENGINES {
+        let mut m = machine(engine);
+        let header = [&b"QFI\xfb\0\0\0\x03"[..], &[0x11; 504]].concat();
+        m.drivers[0].write(DATA, &header);
+        assert_eq!(m.ask(OUT, 0, &[(DATA, 512, false)]).0, 0);
+        let again = Block::new(config(&m.file, engine)).unwrap();
+        let file = m.file.try_clone().unwrap();
+        let mut m = start(again, file, VIRTIO_F_VERSION_1);
+        assert_eq!(m.host.config().get(0, 8), Some(&SECTORS.to_le_bytes()[..]));
+        assert_eq!(m.ask(IN, 0, &[(DATA, 512, true)]).0, 0);
+        assert_eq!(m.drivers[0].read(DATA, 512), header);
     }
 }
 
