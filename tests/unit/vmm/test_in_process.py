@@ -86,7 +86,7 @@ def test_an_engine_that_closes_its_end_is_noticed() -> None:
     ears.front_end.close()
     ring = ears.server._ring
     assert ring is not None
-    events = []
+    events: list[DeviceEvent] = []
     while not events:
         events = ring.events()
     assert [event.kind for event in events] == [DeviceEventKind.FRONT_END_GONE]
