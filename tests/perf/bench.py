@@ -124,6 +124,9 @@ def memory_and_phases(daemon: TestDaemon) -> list[str]:
     for kind, pid in processes_of(daemon, name).pids.items():
         found = memory.of_process(pid)
         say(f"  {kind:10} {found.private:8} {found.proportional:8} {found.guest_ram:8}")
+        if kind == "vmm":
+            above = found.private - memory.of_bare_interpreter().private
+            say(f"  strato-vmm's private memory above a bare interpreter: {above} (budget: 8192)")
     lines = daemon.ctr.exec(name, "cat", "/proc/meminfo").check().text.splitlines()
     values = {words[0]: int(words[1]) for words in (line.split() for line in lines)}
     used = values["MemTotal:"] - values["MemAvailable:"]

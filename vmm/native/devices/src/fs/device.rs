@@ -117,12 +117,12 @@ impl Fs {
             queue_sizes: vec![QUEUE_SIZE; usize::from(config.request_queues) + 1],
             config_len: CONFIG_LEN,
         };
-        let threads = config.threads;
+        let (threads, name) = (config.threads, config.tag.clone());
         let server = Arc::new(Server::new(config, host));
         Ok(Self {
             info,
             config: ConfigSpace::new(space),
-            pool: Pool::new(threads, &server)?,
+            pool: Pool::new(&name, threads, &server)?,
             server,
             prepared: None,
             chain: Chain::new(),
