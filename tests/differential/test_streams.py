@@ -96,6 +96,18 @@ def test_counted_streams_are_as_through_the_reference(directory: Path, programs:
     assert through(REFERENCE, directory, program, *loads) == native
 
 
+@pytest.mark.full
+def test_a_thousand_counted_streams_are_as_through_the_reference(
+    directory: Path, programs: dict[str, Path]
+) -> None:
+    program = programs["streams"]
+
+    native = natively(program, directory, (9, 1000, "counted"))
+
+    assert through(STRATO, directory, program, (9, 1000, "counted")) == [native]
+    assert through(REFERENCE, directory, program, (9, 1000, "counted")) == [native]
+
+
 def test_streams_with_half_closes_are_as_over_a_unix_socket(
     directory: Path, programs: dict[str, Path]
 ) -> None:
