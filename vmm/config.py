@@ -292,13 +292,14 @@ def _check_net(path: str, net: NetConfig) -> None:
         raise ConfigError(f"{path}.mac", f"{net.mac!r} is not a unicast MAC address like 02:53:54:52:00:00")
     if net.mtu is not None:
         _between(f"{path}.mtu", net.mtu, 68, 65535)
-    _check_limit(f"{path}.receive_limit", net.receive_limit)
-    _check_limit(f"{path}.transmit_limit", net.transmit_limit)
+    check_limit(f"{path}.receive_limit", net.receive_limit)
+    check_limit(f"{path}.transmit_limit", net.transmit_limit)
 
 
-def _check_limit(path: str, limit: LimitConfig) -> None:
+def check_limit(path: str, limit: LimitConfig) -> None:
+    """Check the values of a limit. Raises ConfigError."""
     for name in ("bandwidth", "bandwidth_burst", "operations", "operations_burst"):
-        _between(f"{path}.{name}", getattr(limit, name), 0, MAX_LIMIT)
+        _between(f"{path}.{name}".lstrip("."), getattr(limit, name), 0, MAX_LIMIT)
 
 
 def _between(path: str, value: int, low: int, high: int) -> None:

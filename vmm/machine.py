@@ -17,7 +17,7 @@ from pathlib import Path
 from .backends.base import Backend, BackendStarter, PendingBackend
 from .backends.in_process import DeviceServer
 from .boards.base import DeviceKind, DevicePlan, MachinePlan, board
-from .config import EngineName, NetConfig, VmConfig
+from .config import EngineName, LimitConfig, NetConfig, VmConfig, check_limit
 from .console import Console
 from .engines.base import Done, Engine, EngineEnd, Observer, Wiring
 from .engines.probe import resolve
@@ -195,6 +195,17 @@ class Machine(Observer):
         require_operable(self.state, "set_link")
         self._devices.set_link(device_id, up)
         self._running_engine().set_link(device_id, up, done)
+
+    def set_net_limit(self, device_id: str, direction: str, limit: LimitConfig) -> None:
+        """Replace the limit of what an interface receives or sends (``direction``: receive, transmit).
+
+        Raises KeyError for an unknown interface, ConfigError, StateError.
+        """
+        check_limit("", limit)
+        if direction not in ("receive", "transmit"):
+            raise ConfigError("direction", f"{direction!r} is neither receive nor transmit")
+        require_operable(self.state, "x-strato-set-net-limit")
+        self._devices.set_net_limit(device_id, direction, limit)
 
     def cpus(self, done: Done) -> None:
         """Answer with the vCPUs. Raises StateError."""

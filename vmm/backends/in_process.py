@@ -88,6 +88,10 @@ class DeviceServer:
         if device_id in self._nets:
             self._nets[device_id].set_link(up)
 
+    def set_net_limit(self, device_id: str, direction: str, limit: LimitConfig) -> None:
+        """Replace a limit of an interface. Raises KeyError for one that is not served here."""
+        self._nets[device_id].set_limits(**{direction: _limits(limit)})
+
     def serve(self) -> None:
         """Make the devices and begin to serve them. Raises HostError."""
         if not self._waiting:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .. import VERSION
+from ..config import LimitConfig
 from ..engines.base import Done
 from ..errors import QmpCommandError, VmmError
 from ..exit_report import ExitKind
@@ -53,6 +54,7 @@ class Commands:
             "x-strato-set-link": lambda arguments, done: self._set_link(
                 arguments["id"], arguments["up"], done
             ),
+            "x-strato-set-net-limit": self._set_net_limit,
         }
 
     def execute(self, name: object, arguments: object, done: Done) -> None:
@@ -94,6 +96,14 @@ class Commands:
             self._machine.set_link(device_id, up, _empty(done))
         except KeyError as error:
             raise QmpCommandError("DeviceNotFound", f"Device '{device_id}' not found") from error
+
+    def _set_net_limit(self, arguments: dict[str, Any], done: Done) -> None:
+        limit = {key: value for key, value in arguments.items() if key not in ("id", "direction")}
+        try:
+            self._machine.set_net_limit(arguments["id"], arguments["direction"], LimitConfig(**limit))
+        except KeyError as error:
+            raise QmpCommandError("DeviceNotFound", f"Device '{arguments['id']}' not found") from error
+        done({})
 
     def _info(self, _: dict[str, Any], done: Done) -> None:
         machine = self._machine

@@ -50,6 +50,16 @@ COMMANDS: dict[str, CommandSpec] = {
     "x-strato-stats": _NONE,
     "x-strato-console-tail": _NONE,
     "x-strato-set-link": CommandSpec({"id": Argument(str), "up": Argument(bool)}),
+    "x-strato-set-net-limit": CommandSpec(
+        {
+            "id": Argument(str),
+            "direction": Argument(str),
+            "bandwidth": Argument(int, optional=True),
+            "bandwidth_burst": Argument(int, optional=True),
+            "operations": Argument(int, optional=True),
+            "operations_burst": Argument(int, optional=True),
+        }
+    ),
 }
 
 _KIND_NAMES = {str: "string", bool: "boolean", list: "array", int: "integer"}
