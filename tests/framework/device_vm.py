@@ -153,7 +153,8 @@ class DeviceVm:
             bus = "" if settings.pci else f",bus=virtio-mmio-bus.{qemu_arguments.LAST_BUS - slot}"
             command += device.arguments(server, "pci" if settings.pci else "device", bus)
         fds = [control_fd, console_fd, output_fd]
-        fds += [server.connection.fileno() for server in self.servers.values()]
+        connections = [server.connection.fileno() for server in self.servers.values()]
+        fds += [fd for fd in connections if fd >= 0]
         for device in settings.devices:
             fds += [] if device.name in self.servers else device.descriptors()
         self._control.sendall(b'{"execute":"qmp_capabilities"}{"execute":"cont"}')

@@ -10,6 +10,7 @@ from . import calls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
     from types import TracebackType
     from typing import Any
@@ -99,6 +100,26 @@ class BlockDevice(Device):
         calls.block_set_limits(self._open(), limits.values())
 
 
+class NetDevice(Device):
+    """A network interface, which can be changed while it is in use; the changes come soon and in order."""
+
+    def set_link(self, up: bool) -> None:
+        """Plug the cable in or pull it."""
+        calls.net_set_link(self._open(), up)
+
+    def set_limits(self, *, receive: Limits | None = None, transmit: Limits | None = None) -> None:
+        """Replace the limits of what the guest receives, and of what it sends."""
+        calls.net_set_limits(
+            self._open(),
+            None if receive is None else receive.values(),
+            None if transmit is None else transmit.values(),
+        )
+
+    def set_taps(self, tap_fds: Sequence[int]) -> None:
+        """Replace the taps, one for each queue pair. The descriptors are duplicated."""
+        calls.net_set_taps(self._open(), tap_fds)
+
+
 def rng(events: EventRing, tag: int, name: str, *, rate: int, burst: int) -> Device:
     """Make an entropy device that gives at most ``rate`` bytes a second after ``burst`` bytes at once."""
     return Device(calls.rng_create(events.handle(), tag, name, rate, burst))
@@ -155,3 +176,21 @@ def fs(
     """Make a share of a folder; ``shares`` is how many of them divide the process's descriptors."""
     modes = (_FS_CACHES[cache], int(readonly), int(writeback), shares)
     return Device(calls.fs_create(events.handle(), tag, name, directory_fd, fs_tag, modes))
+
+
+def net(
+    events: EventRing,
+    tag: int,
+    name: str,
+    *,
+    taps: Sequence[int] | str,
+    mac: bytes,
+    mtu: int | None = None,
+    link_up: bool = True,
+    receive_limits: Limits = NO_LIMITS,
+    transmit_limits: Limits = NO_LIMITS,
+) -> NetDevice:
+    """Make a network interface on open taps (one for each queue pair, duplicated) or on a tap by name."""
+    modes = (mac, mtu or 0, int(link_up))
+    limits = (receive_limits.values(), transmit_limits.values())
+    return NetDevice(calls.net_create(events.handle(), tag, name, taps, modes, limits))

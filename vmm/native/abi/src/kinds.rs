@@ -9,6 +9,7 @@ use std::sync::Arc;
 use strato_devices::block::{Block, BlockConfig, BlockControl};
 use strato_devices::fs::passthrough::{Passthrough, PassthroughConfig, Root, ShareConfig};
 use strato_devices::fs::{Fs, FsConfig};
+use strato_devices::net::{Net, NetConfig, NetControl};
 use strato_devices::rng::{Rng, RngConfig};
 use strato_devices::vsock::{Vsock, VsockConfig};
 use strato_plumbing::{Failure, Result};
@@ -22,6 +23,8 @@ pub enum Control {
     None,
     /// A disk's size and limits.
     Block(BlockControl),
+    /// A network interface's link, limits and taps.
+    Net(NetControl),
 }
 
 /// What a core says when it cannot be made, in this library's words.
@@ -64,6 +67,20 @@ pub fn block(config: BlockConfig) -> Result<Parts> {
         core: Box::new(core),
         counters: Box::new(move || metrics.snapshot()),
         control: Control::Block(control),
+    })
+}
+
+/// The network device.
+///
+/// # Errors
+/// An address or MTU that cannot be, or no descriptors.
+pub fn net(config: NetConfig) -> Result<Parts> {
+    let core = made("net", Net::new(config))?;
+    let (metrics, control) = (core.metrics(), core.control());
+    Ok(Parts {
+        core: Box::new(core),
+        counters: Box::new(move || metrics.snapshot()),
+        control: Control::Net(control),
     })
 }
 
