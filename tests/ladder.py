@@ -48,7 +48,7 @@ RUNGS = (
     Rung("style", "tests/style", 900),
     Rung("native", "tests/native", 900),
     Rung("integration", "tests/integration", 900),
-    Rung("differential", "tests/differential", 900),
+    Rung("differential", "tests/differential", 1500),
     Rung("containerd", "tests/containerd", 2400),
 )
 # Long runs take what they need several times over.

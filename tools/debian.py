@@ -113,6 +113,16 @@ def candidate(package: str) -> Download:
     return Download(package, version)
 
 
+def first_dependency(package: str) -> str:
+    """The package that a meta-package stands for. Raises PrerequisiteError when it depends on nothing."""
+    candidate(package)  # says what to do when the lists do not know it
+    for line in capture(["apt-cache", "depends", package], env={"LC_ALL": "C"}).splitlines():
+        kind, _, name = line.strip().partition(": ")
+        if kind == "Depends":
+            return name
+    raise PrerequisiteError(f"Debian package {package} depends on nothing")
+
+
 def fetch(download: Download, directory: Path, options: Sequence[str] = ()) -> Path:
     """Download a package file into a folder and return its path. Raises DownloadError."""
     command = ["apt-get", *_sandbox(), *options, "download", f"{download.package}={download.version}"]

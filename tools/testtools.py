@@ -66,6 +66,21 @@ DEBIAN_TOOLS = (
     DebianTool("runc", "runc", ("usr/sbin/runc",)),
 )
 
+# A kernel that drives virtio over PCI, which the guest kernel of the light board does not: for tests of
+# several queues. It is in the package that this one depends on; the modules are those to be loaded, in order.
+PCI_KERNEL = "linux-image-cloud-amd64"
+PCI_MODULES = (
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "virtio_blk",
+    "failover",
+    "net_failover",
+    "virtio_net",
+)
+
 # Only for `make test-full`: further containerd releases.
 FULL_TOOLS = (
     DebianTool("containerd", "containerd", _CONTAINERD_FILES, suite="trixie"),
@@ -79,6 +94,8 @@ def ensure(cache: Cache, *, full: bool = False) -> None:
     for tool in (*DEBIAN_TOOLS, *(FULL_TOOLS if full else ())):
         version, entry = debian.retry_with_fresh_lists(partial(_debian_entry, cache, tool))
         entries[f"{tool.name}-{version}"] = entry
+    version, entry = debian.retry_with_fresh_lists(partial(_pci_kernel_entry, cache))
+    entries[f"pci-kernel-{version}"] = entry
     layout.TEST_TOOLS.mkdir(parents=True, exist_ok=True)
     if not full:
         # What test-full linked stays: those versions do no harm here and were expensive.
@@ -144,3 +161,22 @@ def _debian_entry(cache: Cache, tool: DebianTool) -> tuple[str, Path]:
 
     inputs = {"package": found.package, "version": found.version, "files": "\n".join(tool.binaries)}
     return upstream_version(found.version), cache.entry(tool.name, inputs, build)
+
+
+def _pci_kernel_entry(cache: Cache) -> tuple[str, Path]:
+    found = debian.candidate(debian.first_dependency(PCI_KERNEL))
+
+    def build(output: Path) -> None:
+        package = debian.fetch(found, output)
+        unpacked = output / "package"
+        debian.unpack(package, unpacked)
+        shutil.move(next((unpacked / "boot").glob("vmlinuz-*")), output / "vmlinuz")
+        (output / "modules").mkdir()
+        for module in PCI_MODULES:
+            place = next((unpacked / "lib/modules").rglob(f"{module}.ko"))
+            shutil.move(place, output / "modules" / place.name)
+        shutil.rmtree(unpacked)
+        package.unlink()
+
+    inputs = {"package": found.package, "version": found.version, "modules": "\n".join(PCI_MODULES)}
+    return upstream_version(found.version), cache.entry("pci-kernel", inputs, build)

@@ -66,7 +66,7 @@ def _sections(kind: Any, prefix: str) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = [(prefix, kind)]
     for item in dataclasses.fields(kind):
         inner = item.type
-        name = f"{prefix}{item.name}"
+        name = f"{prefix}.{item.name}" if prefix else item.name
         arguments = get_args(inner)
         if arguments and dataclasses.is_dataclass(arguments[0]):
             found += _sections(

@@ -22,6 +22,7 @@ MAX_SERIAL_BYTES = 20  # virtio 1.2, section 5.2.6: VIRTIO_BLK_ID_BYTES
 MAX_RUNTIME_DIR_BYTES = 80  # sun_path holds 108 bytes; names of our own are appended
 MAX_SOCKET_PATH_BYTES = 100
 MIN_GUEST_CID = 3  # 0 to 2 are reserved: vsock(7)
+MAX_LIMIT = 1 << 48
 MAX_CMDLINE_BYTES = 1500  # x86 COMMAND_LINE_SIZE is 2048; the board and the engine add their own arguments
 
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,31}")
@@ -104,6 +105,20 @@ class DriveConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LimitConfig:
+    """A limit of bytes and operations per second; 0 is none."""
+
+    bandwidth: int = 0
+    """Bytes per second, in the long run."""
+    bandwidth_burst: int = 0
+    """Bytes that may go through at once after a pause; 0 means as many as one second gives."""
+    operations: int = 0
+    """Packets per second, in the long run."""
+    operations_burst: int = 0
+    """Packets that may go through at once after a pause; 0 means as many as one second gives."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NetConfig:
     """A virtio-net interface on a tap."""
 
@@ -119,6 +134,10 @@ class NetConfig:
     """MTU offered to the guest, 68 to 65535."""
     link_up: bool = True
     """Whether the guest sees a carrier at boot; `x-strato-set-link` changes it."""
+    receive_limit: LimitConfig = field(default_factory=LimitConfig)
+    """Limit of what the guest receives."""
+    transmit_limit: LimitConfig = field(default_factory=LimitConfig)
+    """Limit of what the guest sends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +293,14 @@ def _check_net(path: str, net: NetConfig) -> None:
         raise ConfigError(f"{path}.mac", f"{net.mac!r} is not a unicast MAC address like 02:53:54:52:00:00")
     if net.mtu is not None:
         _between(f"{path}.mtu", net.mtu, 68, 65535)
+    check_limit(f"{path}.receive_limit", net.receive_limit)
+    check_limit(f"{path}.transmit_limit", net.transmit_limit)
+
+
+def check_limit(path: str, limit: LimitConfig) -> None:
+    """Check the values of a limit. Raises ConfigError."""
+    for name in ("bandwidth", "bandwidth_burst", "operations", "operations_burst"):
+        _between(f"{path}.{name}".lstrip("."), getattr(limit, name), 0, MAX_LIMIT)
 
 
 def _between(path: str, value: int, low: int, high: int) -> None:

@@ -74,7 +74,7 @@ def load(ffi: Any, prefix: str, abi_version: int, structs: Sequence[str]) -> Any
                 f"{VERSION} with interface {abi_version}; rebuild it (make build)"
             )
         sizes = {name: getattr(lib, f"{prefix}_sizeof_{name}")() for name in structs}
-    except AttributeError as error:
+    except (AttributeError, ffi.error) as error:
         raise LibraryMismatchError(
             f"Native library {path} lacks a function: {error}; rebuild it (make build)"
         ) from error

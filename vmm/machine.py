@@ -17,7 +17,7 @@ from pathlib import Path
 from .backends.base import Backend, BackendStarter, PendingBackend
 from .backends.in_process import DeviceServer
 from .boards.base import DeviceKind, DevicePlan, MachinePlan, board
-from .config import EngineName, NetConfig, VmConfig
+from .config import EngineName, LimitConfig, NetConfig, VmConfig, check_limit
 from .console import Console
 from .engines.base import Done, Engine, EngineEnd, Observer, Wiring
 from .engines.probe import resolve
@@ -38,7 +38,7 @@ QUIT_GRACE_S = 2.0
 BACKEND_VERDICT_S = 1.0
 """How long after a backend's good end the end of the engine may explain it."""
 
-OWN_KINDS = frozenset({DeviceKind.VSOCK, DeviceKind.RNG, DeviceKind.BLOCK, DeviceKind.FS})
+OWN_KINDS = frozenset({DeviceKind.VSOCK, DeviceKind.RNG, DeviceKind.BLOCK, DeviceKind.FS, DeviceKind.NET})
 """The devices that our own cores serve."""
 
 EventSink: TypeAlias = "Callable[[str, Mapping[str, Any]], None]"
@@ -140,6 +140,8 @@ class Machine(Observer):
             starter = self._starter(device)
             if starter is not None:
                 pending.append(starter.start(device, self.config.runtime_dir, self._processes))
+            elif device.kind is DeviceKind.NET:
+                connected.append(self._devices.listen(device, self.config.runtime_dir))
             elif device.kind in OWN_KINDS:
                 connected.append(self._devices.connect(device))
         self.phase("backends_spawned")
@@ -191,7 +193,19 @@ class Machine(Observer):
         if device_id not in {net.id for net in self.config.nets}:
             raise KeyError(device_id)
         require_operable(self.state, "set_link")
+        self._devices.set_link(device_id, up)
         self._running_engine().set_link(device_id, up, done)
+
+    def set_net_limit(self, device_id: str, direction: str, limit: LimitConfig) -> None:
+        """Replace the limit of what an interface receives or sends (``direction``: receive, transmit).
+
+        Raises KeyError for an unknown interface, ConfigError, StateError.
+        """
+        check_limit("", limit)
+        if direction not in ("receive", "transmit"):
+            raise ConfigError("direction", f"{direction!r} is neither receive nor transmit")
+        require_operable(self.state, "x-strato-set-net-limit")
+        self._devices.set_net_limit(device_id, direction, limit)
 
     def cpus(self, done: Done) -> None:
         """Answer with the vCPUs. Raises StateError."""

@@ -349,7 +349,7 @@ A socket inside a shared directory is visible but cannot be connected to from th
 | network without a path | new on the host, its interfaces appear in the guest |
 | network with a path | that namespace's interfaces appear in the guest; the host's own namespace is refused |
 | pid, ipc, uts with a path | refused, unless the container joins a sandbox whose namespaces are meant |
-| user | new in the guest, with its mappings; a path is refused |
+| user | refused: the sandbox's network namespace would be out of its reach |
 | no mount, pid, ipc, uts or network entry (the host's namespace) | refused: a guest cannot be given a namespace of the host |
 | time and unknown types | dropped |
 

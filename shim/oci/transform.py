@@ -215,11 +215,14 @@ def _place_namespaces(
             # docker's placeholder for a task that has no process yet
             netns_path = path if path and path != "/proc/0/ns/net" else None
             placed[kind] = {"type": kind, "path": context.guest_netns}
-        elif kind == "cgroup" or (kind in ("mount", "user") and not path):
+        elif kind == "cgroup" or (kind == "mount" and not path):
             placed[kind] = {"type": kind}
         elif kind in _SHAREABLE:
             placed[kind] = _shared_namespace(kind, path, where, context)
-        elif kind in ("mount", "user"):
+        elif kind == "user":
+            # It has no rights over the network namespace, which is the sandbox's.
+            raise SpecRefusedError(where, "A user namespace of the container's own is not supported")
+        elif kind == "mount":
             raise SpecRefusedError(f"{where}.path", f"A guest cannot join a {kind} namespace of the host")
         else:
             reason = f"Namespace type {kind[:80]!r} is not offered; the guest has its own"

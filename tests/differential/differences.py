@@ -27,7 +27,7 @@ IMPROVEMENTS = (
     Improvement(r"chmod/foreign-group/", "virtiofsd leaves set-group-id to the guest"),
     Improvement(r"statx/basic", "virtiofsd does not tell the time of birth (FUSE_STATX)"),
     Improvement(
-        r"attribute/trusted/", "virtiofsd lacks CAP_SYS_ADMIN; so do we, but an honest answer may differ"
+        r"attribute/(trusted|security)/", "virtiofsd lacks CAP_SYS_ADMIN, which our program here has"
     ),
     Improvement(r"random/", "sums of the above"),
 )
@@ -56,11 +56,10 @@ DEVIATIONS = (
         "write would cost another request",
     ),
     Deviation(
-        r"random/",
-        r".*; (as \S+ )?times \S+$",
-        r"^\S+ ",
-        "the guest keeps the targets of symlinks (FUSE_CACHE_SYMLINKS), so that reading one again leaves "
-        "its time of access as it is",
+        r"attribute/system.posix_acl",
+        r".*get-attribute \S+$",
+        r".*",
+        "ACLs are refused with the same word for all calls",
     ),
 )
 

@@ -332,7 +332,7 @@ def random_calls(seed: int, length: int) -> Iterator[Case]:
                     f"list-attributes {one}",
                     f"remove-attribute {one} user.a",
                     f"utimens {one} {offset}.5 {size}.25 nofollow",
-                    f"times {one}",
+                    f"modified {one}",
                     f"sum {one}",
                     f"lstat {one}",
                     f"stat {one}",

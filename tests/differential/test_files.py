@@ -1,6 +1,7 @@
 """The same file-system load through our fs core, through C virtiofsd and on the host: the same results."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -40,10 +41,10 @@ FULL = pytest.mark.full
     scope="module",
     params=["auto", pytest.param("always", marks=FULL), pytest.param("none", marks=FULL)],
 )
-def bench(request: pytest.FixtureRequest) -> Iterator[Workbench]:
+def bench(request: pytest.FixtureRequest, programs: dict[str, Path]) -> Iterator[Workbench]:
     """One VM for all tests of a cache policy."""
     scripts = {f"cases-{name}": script(cases) for name, cases in {**GROUPS, **LONG_GROUPS}.items()}
-    with workbench(request.param, scripts) as made:
+    with workbench(request.param, programs, scripts) as made:
         yield made
 
 

@@ -25,6 +25,7 @@ from vmm.log import Log
 from .vhost_devices import Device, Server, process_cpu_ns, thread_cpu_ns
 from .vm import ANSWER, DEADLINE_S, VmFailureError
 
+_LOOK_S = 5.0  # how often a long wait looks whether everybody still lives
 _FIRST_SLOT = 2  # of the light machine: slot 0 holds the console, slot 1 the port for programs' output
 
 
@@ -129,7 +130,8 @@ class DeviceVm:
         """The console and the logs for a failure message."""
         logs = [self._log, *(server.log for server in self.servers.values())]
         texts = [f"--- {path.name}\n{path.read_text(errors='replace')}" for path in logs if path.exists()]
-        return "\n".join(["--- console", self._console.text[-8000:], *texts])
+        ended = [f"{name} has ended with status {status}" for name, status in self._dead_servers().items()]
+        return "\n".join(["--- console", self._console.text[-8000:], *texts, *ended])
 
     def close(self) -> None:
         """Ends QEMU and the servers."""
@@ -153,7 +155,8 @@ class DeviceVm:
             bus = "" if settings.pci else f",bus=virtio-mmio-bus.{qemu_arguments.LAST_BUS - slot}"
             command += device.arguments(server, "pci" if settings.pci else "device", bus)
         fds = [control_fd, console_fd, output_fd]
-        fds += [server.connection.fileno() for server in self.servers.values()]
+        connections = [server.connection.fileno() for server in self.servers.values()]
+        fds += [fd for fd in connections if fd >= 0]
         for device in settings.devices:
             fds += [] if device.name in self.servers else device.descriptors()
         self._control.sendall(b'{"execute":"qmp_capabilities"}{"execute":"cont"}')
@@ -165,14 +168,23 @@ class DeviceVm:
             # QEMU has it now. Should QEMU die, the server must see the end of the connection.
             server.connection.close()
 
+    def _dead_servers(self) -> dict[str, int]:
+        polled = {name: server.process.poll() for name, server in self.servers.items()}
+        return {name: status for name, status in polled.items() if status is not None}
+
     def _send(self, line: str) -> None:
         self._console.socket.sendall(line.encode() + b"\n")
 
     def _wait_for(self, channel: "_Channel", text: str, *, timeout_s: float = DEADLINE_S) -> str:
-        try:
-            return channel.read_to(text, timeout_s)
-        except TimeoutError as error:
-            raise VmFailureError(f"{error}\n{self.describe()}") from None
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return channel.read_to(text, min(_LOOK_S, deadline - time.monotonic()))
+            except TimeoutError as error:
+                # A guest whose device has died may wait for it for ever.
+                if time.monotonic() < deadline and self.process.poll() is None and not self._dead_servers():
+                    continue
+                raise VmFailureError(f"{error}\n{self.describe()}") from None
 
     def _query(self, name: str) -> list[dict[str, Any]]:
         self._control.sendall(json.dumps({"execute": name, "id": name}).encode())

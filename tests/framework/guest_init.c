@@ -17,6 +17,7 @@
 #include <sys/reboot.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <time.h>
@@ -121,6 +122,12 @@ static void run(char *program, char *rest) {
   fflush(output);
 }
 
+static void load(const char *path) {
+  int fd = open(path, O_RDONLY);
+  outcome(fd < 0 ? -1 : (int)syscall(SYS_finit_module, fd, "", 0));
+  if (fd >= 0) close(fd);
+}
+
 static struct sockaddr_vm vsock_address(unsigned cid, unsigned port) {
   struct sockaddr_vm address = {.svm_family = AF_VSOCK, .svm_cid = cid, .svm_port = port};
   return address;
@@ -196,6 +203,7 @@ static void obey(char *line) {
   else if (!strcmp(verb, "up")) interface_up(first);
   else if (!strcmp(verb, "now")) now();
   else if (!strcmp(verb, "run")) run(first, rest);
+  else if (!strcmp(verb, "load")) load(first);
   else if (!strcmp(verb, "mount")) outcome((mkdir(rest, 0755), mount(first, rest, "virtiofs", 0, NULL)));
   else if (!strcmp(verb, "flood")) { for (int i = atoi(first); i > 0; i--) printf("flood %d\n", i); answer("ok"); }
   else if (!strcmp(verb, "vsock-echo")) vsock_echo(atoi(first));

@@ -18,6 +18,8 @@ from vmm.sys import open_tap
 
 pytestmark = pytest.mark.integration
 
+ETH_P_ALL = 3  # linux/if_ether.h
+
 SLAVE_NAMESPACE = ["unshare", "--mount", "--propagation", "slave", sys.executable, "-m", "vmm"]
 
 
@@ -237,21 +239,37 @@ def test_absent_drive_is_told_by_its_path(vms: VmFactory) -> None:
     assert "/nonexistent/disk" in vms.start(replace(vms.config(), drives=(drive,))).wait_exit().message
 
 
+def wait_for_frame(packets: socket.socket, source: str) -> None:
+    """Wait until the interface has carried a frame of that sender."""
+    while packets.recv(2048)[6:12] != bytes.fromhex(source.replace(":", "")):
+        pass
+
+
 def test_tap_becomes_an_interface_whose_link_follows_qmp(vms: VmFactory) -> None:
     tap = open_tap(None, "vmtest0")
-    try:
-        net = NetConfig(id="net0", tap_fd=tap, mac="02:53:54:52:00:07", mtu=1400, link_up=False)
-        vm = vms.boot(replace(vms.config(), nets=(net,)))
-    finally:
-        os.close(tap)
-    assert vm.ask("cat /sys/class/net/eth0/address") == "02:53:54:52:00:07"
-    assert vm.ask("cat /sys/class/net/eth0/mtu") == "1400"
-    assert vm.ask("up eth0") == "ok"
-    assert vm.ask("cat /sys/class/net/eth0/carrier") == "0"
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as packets:
+        packets.settimeout(DEADLINE_S)
+        packets.bind(("vmtest0", ETH_P_ALL))
+        try:
+            net = NetConfig(id="net0", tap_fd=tap, mac="02:53:54:52:00:07", mtu=1400, link_up=False)
+            vm = vms.boot(replace(vms.config(), nets=(net,)))
+        finally:
+            os.close(tap)
+        assert vm.ask("cat /sys/class/net/eth0/address") == "02:53:54:52:00:07"
+        assert vm.ask("cat /sys/class/net/eth0/mtu") == "1400"
+        assert vm.ask("up eth0") == "ok"
+        assert vm.ask("cat /sys/class/net/eth0/carrier") == "0"
+
+        with vm.qmp() as qmp:
+            qmp.execute("x-strato-set-link", {"id": "net0", "up": True})
+        assert vm.ask("wait /sys/class/net/eth0/carrier 1") == "ok"
+        # What the guest's IPv6 says when its interface comes up.
+        wait_for_frame(packets, "02:53:54:52:00:07")
 
     with vm.qmp() as qmp:
-        qmp.execute("x-strato-set-link", {"id": "net0", "up": True})
-    assert vm.ask("wait /sys/class/net/eth0/carrier 1") == "ok"
+        limit = {"id": "net0", "direction": "transmit", "operations": 1000, "bandwidth": 1 << 20}
+        qmp.execute("x-strato-set-net-limit", limit)
+        assert "tx_packets" in qmp.execute("x-strato-stats")["devices"][-1]["counters"]
 
     vm.send("poweroff")
     vm.wait_exit()

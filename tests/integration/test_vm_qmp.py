@@ -131,6 +131,9 @@ def test_commands_before_negotiation_are_refused(lasting_vm: Vm) -> None:
         ("x-strato-set-link", {"id": "net9", "up": True}, "DeviceNotFound"),
         ("x-strato-set-link", {"id": "net9"}, "GenericError"),
         ("x-strato-set-link", {"id": 9, "up": True}, "GenericError"),
+        ("x-strato-set-net-limit", {"id": "net9", "direction": "receive"}, "DeviceNotFound"),
+        ("x-strato-set-net-limit", {"id": "net9", "direction": "up"}, "GenericError"),
+        ("x-strato-set-net-limit", {"id": "n", "direction": "receive", "bandwidth": -1}, "GenericError"),
     ],
 )
 def test_command_that_cannot_be_is_refused_with_qemus_class(

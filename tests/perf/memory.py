@@ -1,6 +1,8 @@
 """Host memory of a sandbox's processes from /proc/PID/smaps, with the guest's RAM reported apart."""
 
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,3 +40,14 @@ def of_process(pid: int) -> Memory:
         elif key == "Pss":
             proportional += int(value.split()[0])
     return Memory(private, proportional, guest_ram)
+
+
+def of_bare_interpreter() -> Memory:
+    """Measures a Python that has imported nothing: what a figure "above the interpreter" is above."""
+    command = [sys.executable, "-IS", "-c", "import sys; print(); sys.stdout.flush(); sys.stdin.read()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        found = of_process(process.pid)
+        process.communicate()
+        return found

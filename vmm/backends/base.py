@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from ..boards.base import DevicePlan
@@ -26,8 +27,8 @@ class Backend:
     """A backend that the engine can talk to."""
 
     device: DevicePlan
-    connection: socket.socket
-    """The front end's side of its vhost-user socket."""
+    connection: socket.socket | FileIO
+    """The front end's side of its vhost-user socket; or, open as O_PATH, the socket to connect to."""
     program: str
     """Name of what serves it, for `x-strato-info`."""
     pid: int

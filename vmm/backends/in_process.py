@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
+from io import FileIO
 from pathlib import Path
 
 from ..boards.base import DeviceKind, DevicePlan
-from ..config import DriveConfig, RngConfig, ShareConfig, VsockConfig
+from ..config import DriveConfig, LimitConfig, NetConfig, RngConfig, ShareConfig, VsockConfig
 from ..errors import ConfigError, HostError, QmpCommandError
 from ..log import Log
 from ..loop import EventLoop
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Any
 
-    from ..devices import Device, DeviceEvent, EventRing, SharesDevice
+    from ..devices import Device, DeviceEvent, EventRing, Limits, NetDevice, SharesDevice
 
 PROGRAM = "libstrato_vmm.so"
 """What serves these devices, in `x-strato-info` and messages."""
@@ -53,6 +54,7 @@ class DeviceServer:
         self._waiting: list[tuple[DevicePlan, socket.socket]] = []
         self._plans: list[DevicePlan] = []
         self._devices: list[Device] = []
+        self._nets: dict[str, NetDevice] = {}
         self._shares = 0
         self._broken = False
         self._ring: EventRing | None = None
@@ -64,6 +66,36 @@ class DeviceServer:
         self._waiting.append((device, ours))
         self._shares += device.kind is DeviceKind.FS
         return Backend(device=device, connection=engine, program=PROGRAM, pid=os.getpid())
+
+    def listen(self, device: DevicePlan, directory: Path) -> Backend:
+        """Return a socket to which the engine connects for itself; its name is gone on return.
+
+        QEMU's network front end takes no connected one: net_vhost_claim_chardev wants an address, in QEMU 10
+        too. Raises HostError.
+        """
+        path = directory / f"net{device.slot}.sock"
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._waiting.append((device, listener))
+        try:
+            path.unlink(missing_ok=True)
+            listener.bind(str(path))
+            try:
+                listener.listen(1)
+                address = FileIO(os.open(path, os.O_PATH | os.O_CLOEXEC))
+            finally:
+                path.unlink()
+        except OSError as error:
+            raise HostError(f"Socket {path} of device {device.id} cannot be made") from error
+        return Backend(device=device, connection=address, program=PROGRAM, pid=os.getpid())
+
+    def set_link(self, device_id: str, up: bool) -> None:
+        """Change the carrier of an interface that is served here."""
+        if device_id in self._nets:
+            self._nets[device_id].set_link(up)
+
+    def set_net_limit(self, device_id: str, direction: str, limit: LimitConfig) -> None:
+        """Replace a limit of an interface. Raises KeyError for one that is not served here."""
+        self._nets[device_id].set_limits(**{direction: _limits(limit)})
 
     def serve(self) -> None:
         """Make the devices and begin to serve them. Raises HostError."""
@@ -169,8 +201,29 @@ class DeviceServer:
                         readonly=share.readonly,
                         shares=self._shares,
                     )
+            case NetConfig() as net:
+                return self._make_net(net, ring, tag)
             case _:
                 raise HostError(f"Device {plan.id} of kind {plan.kind} has no core")
+
+    def _make_net(self, net: NetConfig, ring: EventRing, tag: int) -> Device:
+        from .. import devices
+
+        device = devices.net(
+            *(ring, tag, net.id),
+            taps=net.tap_name or [-1 if net.tap_fd is None else net.tap_fd],
+            mac=bytes.fromhex(net.mac.replace(":", "")),
+            mtu=net.mtu,
+            link_up=net.link_up,
+            receive_limits=_limits(net.receive_limit),
+            transmit_limits=_limits(net.transmit_limit),
+        )
+        self._nets[net.id] = device
+        if net.tap_fd is not None:
+            # The device has its own now; the tap is to live exactly as long as that.
+            with suppress(OSError):
+                os.close(net.tap_fd)
+        return device
 
     def _on_events(self) -> None:
         assert self._ring is not None
@@ -192,11 +245,19 @@ class DeviceServer:
                 self._lost(f"Device {name} is lost: {event.text}")
             case Kind.FRONT_END_GONE:
                 self._front_end_gone(f"Front end of device {name} has gone")
+            case Kind.CONFIG_CHANGED:
+                self._log.debug(event.text, device=name, count=event.count)
             case _:
                 said = self._said.get((event.tag, event.kind), 0)
                 self._said[event.tag, event.kind] = said + 1
                 if said < MAX_WORDS:
                     self._log.warn(event.text, device=name, count=event.count)
+
+
+def _limits(limit: LimitConfig) -> Limits:
+    from .. import devices
+
+    return devices.Limits(limit.bandwidth, limit.bandwidth_burst, limit.operations, limit.operations_burst)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ._strato_vmm import ffi as _generated_ffi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 ffi: Any = _generated_ffi
@@ -35,6 +36,7 @@ _STRUCTS = (
     "block_config",
     "fs_config",
     "fs_share",
+    "net_config",
 )
 _EVENT_BATCH = 16
 _METRICS = 64
@@ -173,6 +175,48 @@ def fs_add_share(device: Any, name: str, directory_fd: int, readonly: bool) -> N
 
 def fs_remove_share(device: Any, name: str, timeout_ms: int) -> None:
     _check(_lib.strato_vmm_fs_remove_share(device, _bytes(name), timeout_ms))
+
+def net_create(
+    events: Any,
+    tag: int,
+    name: str,
+    taps: Sequence[int] | str,
+    modes: tuple[bytes, int, int],
+    limits: tuple[tuple[int, int, int, int], tuple[int, int, int, int]],
+) -> Any:
+    """``modes``: MAC address, MTU, link; ``limits``: of what the guest receives and of what it sends."""
+    config = _sized("strato_vmm_net_config")
+    if isinstance(taps, str):
+        kept = _text(taps)
+        config.num_taps, config.tap_name = 1, kept
+    else:
+        kept = ffi.new("int32_t[]", list(taps))
+        config.num_taps, config.tap_fds = len(taps), kept
+    config.mac, config.mtu, config.link_up = modes
+    for place, values in zip((config.receive_limits, config.transmit_limits), limits, strict=True):
+        _set_limits(place, values)
+    ret = ffi.new("strato_vmm_device **")
+    _check(_lib.strato_vmm_net_create(events, tag, _bytes(name), config, ret))
+    return ret[0]
+
+
+def net_set_link(device: Any, up: bool) -> None:
+    _check(_lib.strato_vmm_net_set_link(device, up))
+
+
+def net_set_limits(
+    device: Any, receive: tuple[int, int, int, int] | None, transmit: tuple[int, int, int, int] | None
+) -> None:
+    places = [ffi.NULL, ffi.NULL]
+    for index, values in enumerate((receive, transmit)):
+        if values is not None:
+            places[index] = ffi.new("strato_vmm_limits *")
+            _set_limits(places[index], values)
+    _check(_lib.strato_vmm_net_set_limits(device, *places))
+
+
+def net_set_taps(device: Any, taps: Sequence[int]) -> None:
+    _check(_lib.strato_vmm_net_set_taps(device, ffi.new("int32_t[]", list(taps)), len(taps)))
 
 
 def device_serve(device: Any, socket_fd: int) -> None:

@@ -10,6 +10,7 @@ from . import calls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
     from types import TracebackType
     from typing import Any
@@ -111,6 +112,26 @@ class SharesDevice(Device):
         calls.fs_remove_share(self._open(), name, timeout_ms)
 
 
+class NetDevice(Device):
+    """A network interface, which can be changed while it is in use; the changes come soon and in order."""
+
+    def set_link(self, up: bool) -> None:
+        """Plug the cable in or pull it."""
+        calls.net_set_link(self._open(), up)
+
+    def set_limits(self, *, receive: Limits | None = None, transmit: Limits | None = None) -> None:
+        """Replace the limits of what the guest receives, and of what it sends."""
+        calls.net_set_limits(
+            self._open(),
+            None if receive is None else receive.values(),
+            None if transmit is None else transmit.values(),
+        )
+
+    def set_taps(self, tap_fds: Sequence[int]) -> None:
+        """Replace the taps, one for each queue pair. The descriptors are duplicated."""
+        calls.net_set_taps(self._open(), tap_fds)
+
+
 def rng(events: EventRing, tag: int, name: str, *, rate: int, burst: int) -> Device:
     """Make an entropy device that gives at most ``rate`` bytes a second after ``burst`` bytes at once."""
     return Device(calls.rng_create(events.handle(), tag, name, rate, burst))
@@ -171,3 +192,21 @@ def fs(
     modes = (_FS_CACHES[cache], int(readonly), int(writeback), shares)
     fd = -1 if directory_fd is None else directory_fd
     return SharesDevice(calls.fs_create(events.handle(), tag, name, fd, fs_tag, modes))
+
+
+def net(
+    events: EventRing,
+    tag: int,
+    name: str,
+    *,
+    taps: Sequence[int] | str,
+    mac: bytes,
+    mtu: int | None = None,
+    link_up: bool = True,
+    receive_limits: Limits = NO_LIMITS,
+    transmit_limits: Limits = NO_LIMITS,
+) -> NetDevice:
+    """Make a network interface on open taps (one for each queue pair, duplicated) or on a tap by name."""
+    modes = (mac, mtu or 0, int(link_up))
+    limits = (receive_limits.values(), transmit_limits.values())
+    return NetDevice(calls.net_create(events.handle(), tag, name, taps, modes, limits))

@@ -30,7 +30,7 @@ class Wiring:
     console_fd: int
     """Stream socket of the guest's console."""
     backend_fds: Mapping[str, int] = field(default_factory=dict)
-    """Connected vhost-user sockets by device id."""
+    """vhost-user sockets by device id: connected, and for interfaces those to connect to (O_PATH)."""
 
 
 @dataclass(frozen=True)

@@ -101,18 +101,21 @@ def _device(device: DevicePlan, wiring: Wiring) -> list[str]:
             ]
         case DeviceKind.NET:
             assert isinstance(device.source, NetConfig)
-            return _net(device.source, bus)
+            return _net(device.source, wiring.backend_fds[device.id], bus)
 
 
-def _net(net: NetConfig, bus: str) -> list[str]:
-    if net.tap_fd is not None:
-        tap = f"fd={net.tap_fd}"
-    else:
-        tap = f"ifname={_escaped(net.tap_name or '')},script=no,downscript=no"
-    device = f"virtio-net-device,id={net.id},netdev=tap-{net.id},mac={net.mac},{bus}"
+def _net(net: NetConfig, socket_fd: int, bus: str) -> list[str]:
+    # QEMU keeps the control queue for itself and tells the device nothing of new offloads of the guest, so
+    # the guest is not offered one.
+    device = f"virtio-net-device,id={net.id},netdev=dev-{net.id},mac={net.mac},ctrl_guest_offloads=off,{bus}"
     if net.mtu is not None:
         device += f",host_mtu={net.mtu}"
-    return ["-netdev", f"tap,id=tap-{net.id},vhost=off,{tap}", "-device", device]
+    return [
+        # A connected descriptor is refused for this kind of device; the name of one to connect to is not.
+        *("-chardev", f"socket,id=chr-{net.id},path=/proc/self/fd/{socket_fd}"),
+        *("-netdev", f"vhost-user,id=dev-{net.id},chardev=chr-{net.id}"),
+        *("-device", device),
+    ]
 
 
 def _escaped(value: str) -> str:

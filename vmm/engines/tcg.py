@@ -72,16 +72,11 @@ class TcgEngine(Engine):
                 self._channel.send("set_link", {"name": device.id, "up": False})
         self._channel.send("cont")
         host = qemu_arguments.QemuHost(program=program, qmp_fd=self._theirs.fileno())
-        taps = [
-            device.source.tap_fd
-            for device in plan.devices
-            if isinstance(device.source, NetConfig) and device.source.tap_fd is not None
-        ]
         with self._theirs as theirs:
             self._process = self._processes.spawn(
                 qemu_arguments.command_line(plan, wiring, host),
                 name=program.name,
-                pass_fds=[theirs.fileno(), wiring.console_fd, *wiring.backend_fds.values(), *taps],
+                pass_fds=[theirs.fileno(), wiring.console_fd, *wiring.backend_fds.values()],
                 on_exit=self._on_exit,
             )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .. import VERSION
+from ..config import LimitConfig
 from ..engines.base import Done
 from ..errors import QmpCommandError, VmmError
 from ..exit_report import ExitKind
@@ -56,6 +57,7 @@ class Commands:
             ),
             "x-strato-add-share": self._add_share,
             "x-strato-remove-share": self._remove_share,
+            "x-strato-set-net-limit": self._set_net_limit,
         }
 
     def execute(self, name: object, arguments: object, done: Done) -> None:
@@ -107,6 +109,14 @@ class Commands:
 
     def _remove_share(self, arguments: dict[str, Any], done: Done) -> None:
         self._machine.remove_share(arguments["tag"], arguments["name"])
+        done({})
+
+    def _set_net_limit(self, arguments: dict[str, Any], done: Done) -> None:
+        limit = {key: value for key, value in arguments.items() if key not in ("id", "direction")}
+        try:
+            self._machine.set_net_limit(arguments["id"], arguments["direction"], LimitConfig(**limit))
+        except KeyError as error:
+            raise QmpCommandError("DeviceNotFound", f"Device '{arguments['id']}' not found") from error
         done({})
 
     def _info(self, _: dict[str, Any], done: Done) -> None:

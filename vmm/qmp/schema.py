@@ -59,6 +59,16 @@ COMMANDS: dict[str, CommandSpec] = {
         }
     ),
     "x-strato-remove-share": CommandSpec({"tag": Argument(str), "name": Argument(str)}),
+    "x-strato-set-net-limit": CommandSpec(
+        {
+            "id": Argument(str),
+            "direction": Argument(str),
+            "bandwidth": Argument(int, optional=True),
+            "bandwidth_burst": Argument(int, optional=True),
+            "operations": Argument(int, optional=True),
+            "operations_burst": Argument(int, optional=True),
+        }
+    ),
 }
 
 _KIND_NAMES = {str: "string", bool: "boolean", list: "array", int: "integer"}

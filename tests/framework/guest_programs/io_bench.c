@@ -9,6 +9,8 @@
 //   io_bench walk DIR                stat everything in a tree
 //   io_bench disk DEVICE read|write random|sequential BLOCK DEPTH COUNT SEED
 //                                    direct, DEPTH requests at a time
+//   io_bench on CPU …                as above, on one processor
+//   io_bench cat FILE                prints a file instead
 //
 // Nothing that is read is in the guest's cache: it is dropped before.
 
@@ -16,6 +18,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/aio_abi.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -71,6 +74,15 @@ static uint64_t read_file(const char *path) {
     if (count < 0) fail("read");
   close(fd);
   return total / MIB;
+}
+
+static int print_file(const char *path) {
+  char data[PAGE];
+  int fd = open(path, O_RDONLY);
+  if (fd < 0) fail(path);
+  for (ssize_t count; (count = read(fd, data, sizeof(data))) > 0;)
+    if (write(1, data, count) != count) fail("write");
+  return 0;
 }
 
 static uint64_t random_file(const char *path, uint64_t count, uint64_t seed) {
@@ -185,7 +197,15 @@ static uint64_t use_disk(struct disk_job *job) {
 
 int main(int count, char **words) {
   uint64_t operations = 0;
+  if (count > 4 && !strcmp(words[1], "on")) {
+    cpu_set_t cpus;
+    CPU_ZERO(&cpus);
+    CPU_SET(atoi(words[2]), &cpus);
+    if (sched_setaffinity(0, sizeof(cpus), &cpus) < 0) fail("sched_setaffinity");
+    words += 2, count -= 2;
+  }
   if (count < 3) return 2;
+  if (!strcmp(words[1], "cat")) return print_file(words[2]);
   const char *verb = words[1], *path = words[2];
   drop_caches();
   if (!strcmp(verb, "disk") && count == 9) {

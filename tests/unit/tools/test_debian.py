@@ -118,3 +118,14 @@ def test_private_root_keeps_away_from_the_machines_own(apt: _FakeApt, tmp_path: 
     for setting in ("Dir::State", "Dir::Cache", "Dir::Etc::sourcelist", "Dir::Etc::sourceparts"):
         assert any(word.startswith(f"{setting}={tmp_path}/sid/") for word in update)
     assert (tmp_path / "sid" / "sources.list").read_text().endswith(" sid main\n")
+
+
+def test_first_dependency_is_what_a_meta_package_stands_for(apt: _FakeApt) -> None:
+    apt.policy = "newest\n  Candidate: 6.1\n  Depends: exactly-6.1.0-1\n  Depends: other\n"
+
+    assert debian.first_dependency("newest") == "exactly-6.1.0-1"
+
+
+def test_first_dependency_of_a_package_without_any_is_an_error(apt: _FakeApt) -> None:
+    with pytest.raises(PrerequisiteError, match="flex depends on nothing"):
+        debian.first_dependency("flex")

@@ -22,6 +22,7 @@ WIRING = Wiring(
         "vsock": 21,
         "fs0": 22,
         **{f"d{index}": 24 + index for index in range(MAX_SLOTS)},
+        **{f"n{index}": 60 + index for index in range(2)},
     },
 )
 
@@ -52,6 +53,7 @@ def test_backends_and_console_get_their_descriptors() -> None:
         "socket,id=chr-fs0,fd=22",
         "socket,id=chr-d0,fd=24",
         "socket,id=chr-d1,fd=25",
+        "socket,id=chr-n0,path=/proc/self/fd/60",
     ]
 
 
@@ -76,12 +78,14 @@ def test_drives_are_served_by_their_backends() -> None:
     ]
 
 
-def test_tap_by_name_runs_no_scripts() -> None:
+def test_interface_is_served_from_outside_with_what_the_guest_reads_of_it() -> None:
     net = NetConfig(id="n0", tap_name="tap7", mac="02:53:54:52:00:00", mtu=9000)
     arguments = build(replace(CONFIG, nets=(net,)))
 
-    assert options(arguments, "netdev") == ["tap,id=tap-n0,vhost=off,ifname=tap7,script=no,downscript=no"]
-    assert any("host_mtu=9000" in device for device in options(arguments, "device"))
+    assert options(arguments, "netdev") == ["vhost-user,id=dev-n0,chardev=chr-n0"]
+    (device,) = [words.split(",") for words in options(arguments, "device") if "virtio-net" in words]
+    assert {"mac=02:53:54:52:00:00", "host_mtu=9000", "ctrl_guest_offloads=off"} <= set(device)
+    assert not any("tap" in word for word in arguments)
 
 
 def test_more_devices_than_qemu_has_slots_are_refused() -> None:

@@ -158,7 +158,31 @@ int32_t strato_vmm_fs_add_share(strato_vmm_device *device, const strato_vmm_fs_s
  * in flight; ETIMEDOUT: it is gone for the guest, but one is still under way. */
 int32_t strato_vmm_fs_remove_share(strato_vmm_device *device, const char *name, uint32_t timeout_ms);
 
-/* Serves the vhost-user front end at the other end of a connected stream socket, on threads of its own.
+typedef struct {
+    uint32_t size;
+    uint32_t num_taps;         /* queue pairs, 1 to 256 */
+    const int32_t *tap_fds;    /* so many descriptors: IFF_TAP, IFF_NO_PI, IFF_VNET_HDR */
+    const char *tap_name;      /* or the name of a tap in this network namespace; null: the descriptors */
+    uint8_t mac[6];
+    uint16_t mtu;              /* 0: not told to the guest */
+    uint32_t link_up;
+    strato_vmm_limits receive_limits;   /* what the guest receives */
+    strato_vmm_limits transmit_limits;  /* what it sends */
+} strato_vmm_net_config;
+size_t strato_vmm_sizeof_net_config(void);
+
+int32_t strato_vmm_net_create(strato_vmm_events *events, uint64_t tag, const char *name,
+                              const strato_vmm_net_config *config, strato_vmm_device **ret);
+/* The following are carried out by the device's own thread, soon and in order. */
+int32_t strato_vmm_net_set_link(strato_vmm_device *device, uint32_t up);
+/* Null: the limits of that direction stay. */
+int32_t strato_vmm_net_set_limits(strato_vmm_device *device, const strato_vmm_limits *receive,
+                                  const strato_vmm_limits *transmit);
+/* As many as there are queue pairs; another number changes nothing. */
+int32_t strato_vmm_net_set_taps(strato_vmm_device *device, const int32_t *tap_fds, uint32_t num_taps);
+
+/* Serves the vhost-user front end at the other end of a connected stream socket, on threads of its own. Of a
+ * socket that listens the first connection is served; QEMU's network front end takes no connected one.
  * EBUSY: one is being served. */
 int32_t strato_vmm_device_serve(strato_vmm_device *device, int32_t socket_fd);
 

@@ -5,8 +5,8 @@ use std::error::Error;
 use std::fmt::Display;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -85,8 +85,14 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-struct Conversation {
+/// The socket that a conversation stands on: first one that listens perhaps, then the connection.
+struct Line {
     stream: UnixStream,
+    ended: bool,
+}
+
+struct Conversation {
+    line: Arc<Mutex<Line>>,
     over: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
@@ -94,8 +100,12 @@ struct Conversation {
 impl Conversation {
     /// Ends it: the device comes to rest, and its thread is waited for.
     fn end(self) {
-        // Fails when the front end has gone already; then the thread ends anyway.
-        let _ = self.stream.shutdown(Shutdown::Both);
+        {
+            let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+            line.ended = true;
+            // Fails when the front end has gone already; then the thread ends anyway. One that listens wakes up.
+            let _ = line.stream.shutdown(Shutdown::Both);
+        }
         // Its panics are caught and reported inside.
         let _ = self.thread.join();
     }
@@ -131,7 +141,8 @@ impl Device {
         })
     }
 
-    /// Serves the front end at the other end of a stream socket, on a thread of its own.
+    /// Serves the front end at the other end of a stream socket, on a thread of its own. Of a socket that
+    /// listens the first connection is served.
     ///
     /// # Errors
     /// EBUSY: another front end is being served.
@@ -151,17 +162,18 @@ impl Device {
         };
         let stream = UnixStream::from(socket);
         stream.set_nonblocking(false).map_err(failed)?;
-        let theirs = stream.try_clone().map_err(failed)?;
+        let line = Arc::new(Mutex::new(Line { stream, ended: false }));
+        let theirs = Arc::clone(&line);
         let (shell, reporter) = (Arc::clone(&self.shell), self.reporter.clone());
         let over = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&over);
         let thread = spawn(&thread_name(&self.name), move || {
-            let (kind, text) = converse(&shell, &reporter, theirs);
+            let (kind, text) = converse(&shell, &reporter, &theirs);
             // Before it is told: whoever hears of it may serve the next front end at once.
             flag.store(true, Ordering::Release);
             reporter.push(kind, &text);
         });
-        *place = Some(Conversation { stream, over, thread: thread.map_err(failed)? });
+        *place = Some(Conversation { line, over, thread: thread.map_err(failed)? });
         Ok(())
     }
 
@@ -190,9 +202,46 @@ fn thread_name(device: &str) -> String {
     format!("vu-{device}")
 }
 
-fn converse(shell: &Shell, reporter: &Reporter, stream: UnixStream) -> (EventKind, String) {
-    let Ok(served) = stream.try_clone() else {
-        return (EventKind::Lost, "No descriptors left".to_owned());
+/// The connection: the socket itself, or the first that comes to it.
+fn connected(line: &Mutex<Line>) -> io::Result<UnixStream> {
+    let socket = line.lock().unwrap_or_else(PoisonError::into_inner).stream.try_clone()?;
+    if !listens(&socket)? {
+        return Ok(socket);
+    }
+    let (stream, _) = UnixListener::from(OwnedFd::from(socket)).accept()?;
+    let mut line = line.lock().unwrap_or_else(PoisonError::into_inner);
+    if line.ended {
+        return Err(io::ErrorKind::Interrupted.into());
+    }
+    // The listener goes: nobody else is to connect.
+    line.stream = stream.try_clone()?;
+    Ok(stream)
+}
+
+fn listens(socket: &UnixStream) -> io::Result<bool> {
+    let mut value: libc::c_int = 0;
+    let mut len = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: pointer and length are those of `value`.
+    let outcome = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ACCEPTCONN,
+            (&raw mut value).cast(),
+            &mut len,
+        )
+    };
+    if outcome == 0 { Ok(value != 0) } else { Err(io::Error::last_os_error()) }
+}
+
+fn converse(shell: &Shell, reporter: &Reporter, line: &Mutex<Line>) -> (EventKind, String) {
+    let both = connected(line).and_then(|stream| Ok((stream.try_clone()?, stream)));
+    let (served, stream) = match both {
+        Ok(both) => both,
+        Err(error) if line.lock().unwrap_or_else(PoisonError::into_inner).ended => {
+            return (EventKind::FrontEndGone, format!("Front end has not come: {error}"));
+        }
+        Err(error) => return (EventKind::Lost, format!("Front end cannot be served: {error}")),
     };
     let mut refused = |what: &dyn Display| reporter.push(EventKind::Refused, &what.to_string());
     let outcome = catch_unwind(AssertUnwindSafe(|| shell.serve(served, &mut refused)));

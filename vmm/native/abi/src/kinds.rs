@@ -11,6 +11,7 @@ use std::time::Duration;
 use strato_devices::block::{Block, BlockConfig, BlockControl};
 use strato_devices::fs::passthrough::{CachePolicy, Passthrough, PassthroughConfig, Root, ShareConfig};
 use strato_devices::fs::{Fs, FsConfig};
+use strato_devices::net::{Net, NetConfig, NetControl};
 use strato_devices::rng::{Rng, RngConfig};
 use strato_devices::vsock::{Vsock, VsockConfig};
 use strato_plumbing::{Failure, Result};
@@ -26,6 +27,8 @@ pub enum Control {
     Block(BlockControl),
     /// The shares of a device that has several.
     Shares(SharesControl),
+    /// A network interface's link, limits and taps.
+    Net(NetControl),
 }
 
 /// What a core says when it cannot be made, in this library's words.
@@ -68,6 +71,20 @@ pub fn block(config: BlockConfig) -> Result<Parts> {
         core: Box::new(core),
         counters: Box::new(move || metrics.snapshot()),
         control: Control::Block(control),
+    })
+}
+
+/// The network device.
+///
+/// # Errors
+/// An address or MTU that cannot be, or no descriptors.
+pub fn net(config: NetConfig) -> Result<Parts> {
+    let core = made("net", Net::new(config))?;
+    let (metrics, control) = (core.metrics(), core.control());
+    Ok(Parts {
+        core: Box::new(core),
+        counters: Box::new(move || metrics.snapshot()),
+        control: Control::Net(control),
     })
 }
 

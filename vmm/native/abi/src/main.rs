@@ -124,8 +124,7 @@ fn fs(share: &Share) -> Result<Box<dyn DeviceCore>, Box<dyn std::error::Error>> 
     let directory = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(&share.directory)?;
     let shared =
         ShareConfig { cache: share.cache, readonly: share.readonly, ..ShareConfig::new(directory.into()) };
-    let config = PassthroughConfig::new(Root::Directory(shared))?;
-    let host = Passthrough::new(PassthroughConfig { confine_threads: true, ..config })?;
+    let host = Passthrough::new(PassthroughConfig::new(Root::Directory(shared))?)?;
     let mut config = FsConfig {
         tag: share.tag.clone(),
         cache: share.cache,

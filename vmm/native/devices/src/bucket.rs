@@ -63,6 +63,13 @@ impl TokenBucket {
         Err(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
     }
 
+    /// How long until the bucket is full: a wait that ends by then loses no tokens.
+    pub fn until_full(&mut self, now: Instant) -> Duration {
+        self.refill(now);
+        let nanos = (full(self.config) - self.level) / i128::from(self.config.rate);
+        Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+
     /// Takes `amount` tokens. An amount above the burst can be taken when the bucket is full, so that no
     /// request waits for ever; what it exceeds the burst by is owed, so that the rate holds all the same.
     ///
@@ -135,6 +142,16 @@ mod tests {
         assert_eq!(bucket.take(1, now), Err(Duration::from_millis(99_100)));
         assert_eq!(bucket.take(1000, now), Err(Duration::from_secs(100)));
         assert_eq!(bucket.take(1000, now + Duration::from_secs(100)), Ok(()));
+    }
+
+    #[test]
+    fn nothing_is_lost_until_the_bucket_is_full() {
+        let now = Instant::now();
+        let mut bucket = TokenBucket::new(BucketConfig { rate: 10, burst: 10 }, now);
+        assert_eq!(bucket.until_full(now), Duration::ZERO);
+        bucket.take(25, now).unwrap();
+        assert_eq!(bucket.until_full(now), Duration::from_millis(2500));
+        assert_eq!(bucket.until_full(now + Duration::from_secs(1)), Duration::from_millis(1500));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod block;
 mod bucket;
+pub mod console;
 pub mod fs;
 mod limits;
 pub mod net;

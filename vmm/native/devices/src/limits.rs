@@ -13,6 +13,9 @@ pub struct Limits {
     pub operations: Option<BucketConfig>,
 }
 
+/// Waits are this long if nothing is lost by it, so that a high limit does not mean a wake-up for each operation.
+const GRAIN: Duration = Duration::from_millis(1);
+
 /// Enforces [`Limits`]. Without any it costs nothing, not even a look at the clock.
 #[derive(Debug, Default)]
 pub struct Limiter {
@@ -83,7 +86,12 @@ impl Limiter {
             }
         }
         if let Some(wait) = wait {
-            return Err(wait);
+            let mut grain = GRAIN;
+            for bucket in [&mut self.bandwidth, &mut self.operations].into_iter().flatten() {
+                // Half, since nobody wakes up in time.
+                grain = grain.min(bucket.until_full(now) / 2);
+            }
+            return Err(wait.max(grain));
         }
         for (bucket, amount) in [(&mut self.bandwidth, bytes), (&mut self.operations, 1)] {
             bucket.as_mut().map_or(Ok(()), |bucket| bucket.take(amount, now))?;
@@ -129,5 +137,36 @@ mod tests {
         assert_eq!(limiter.ready(), Ok(()));
         limiter.spend(1000);
         assert!(limiter.ready().is_err_and(|wait| wait > Duration::from_secs(900)));
+    }
+
+    #[test]
+    fn waits_are_long_enough_to_be_few_and_lose_nothing() {
+        let start = Instant::now();
+        for (rate, burst) in [(100_000, 1000), (100_000, 1), (3, 1), (7, 100), (1_000_000, 50)] {
+            let operations = Some(BucketConfig { rate, burst });
+            let mut limiter = Limiter::default();
+            limiter.configure(Limits { operations, bandwidth: None }, start);
+            let (mut now, mut done, mut waits) = (start, 0, 0);
+            while done < burst + 500 {
+                match limiter.admit_at(0, now) {
+                    Ok(()) => done += 1,
+                    Err(wait) => {
+                        now += wait;
+                        waits += 1;
+                    }
+                }
+            }
+            // The last of them came when the time for it had come, and at most a millisecond later.
+            let due = Duration::from_nanos((500 * 1_000_000_000u64).div_ceil(rate));
+            assert!(
+                now - start >= due && now - start <= due + GRAIN + Duration::from_micros(1),
+                "{rate} {burst}"
+            );
+            let longest = GRAIN.min(Duration::from_nanos(burst * 500_000_000 / rate));
+            assert!(
+                Duration::from_nanos(500_000_000_000 / rate) >= longest * (waits - 1) / 2,
+                "{rate} {burst}"
+            );
+        }
     }
 }

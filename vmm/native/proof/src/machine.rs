@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use strato_virtio::mock::{MockNotifier, MockQueue, guest_ram};
+use strato_virtio::mock::{MockNotifier, MockQueue};
 use strato_virtio::{
-    DeviceHost, GuestRamHandle, Notification, RingLayout, RingStart, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1,
+    DeviceHost, GuestRam, GuestRamHandle, Notification, RingLayout, RingStart, VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_VERSION_1,
 };
+use vm_memory::GuestAddress;
 
 use crate::choices::Choices;
 use crate::subject::{Kind, QueueUse, Request, Subject};
@@ -26,6 +28,11 @@ pub const READABLE: u64 = TABLES + (512 << 10);
 pub const WRITABLE: u64 = 2 << 20;
 /// End of that.
 pub const WRITABLE_END: u64 = 3 << 20;
+
+/// Memory consists of regions that meet in the middle of the first buffers of a driver.
+const BORDERS: [u64; 2] = [READABLE + 0x9000, WRITABLE + 0x1_1000];
+/// So far before a border the first buffer begins.
+const BEFORE_BORDER: u64 = 20;
 
 const PATTERN: u8 = 0xc5;
 
@@ -62,6 +69,14 @@ fn host_for(subject: &mut dyn Subject, notifier: &MockNotifier) -> DeviceHost {
     DeviceHost::new(subject.core(), Box::new(notifier.clone())).unwrap()
 }
 
+/// Guest memory in several regions, without a hole.
+fn regions() -> GuestRamHandle {
+    let borders = [0, BORDERS[0], BORDERS[1], RAM as u64];
+    let ranges: Vec<_> =
+        borders.windows(2).map(|pair| (GuestAddress(pair[0]), (pair[1] - pair[0]) as usize)).collect();
+    Arc::new(GuestRam::from_ranges(&ranges).unwrap())
+}
+
 impl Machine {
     /// A device of this kind whose driver has begun, with all features it offers.
     pub fn new(kind: &Kind) -> Self {
@@ -73,7 +88,7 @@ impl Machine {
         let mut subject = (kind.make)();
         let notifier = MockNotifier::default();
         let mut host = host_for(subject.as_mut(), &notifier);
-        let ram = guest_ram(RAM);
+        let ram = regions();
         host.set_memory(Arc::clone(&ram)).unwrap();
         let uses = subject.queues();
         assert_eq!(uses.len(), host.info().queue_sizes.len());
@@ -88,8 +103,8 @@ impl Machine {
             uses,
             outstanding: Vec::new(),
             next_table: TABLES,
-            next_readable: READABLE,
-            next_writable: WRITABLE,
+            next_readable: BORDERS[0] - BEFORE_BORDER,
+            next_writable: BORDERS[1] - BEFORE_BORDER,
         };
         machine.begin();
         machine
@@ -126,8 +141,8 @@ impl Machine {
 
     fn fresh_rings(&mut self) {
         self.next_table = TABLES;
-        self.next_readable = READABLE;
-        self.next_writable = WRITABLE;
+        self.next_readable = BORDERS[0] - BEFORE_BORDER;
+        self.next_writable = BORDERS[1] - BEFORE_BORDER;
         self.queues = (0..u64::from(self.queue_count()))
             .map(|queue| MockQueue::new(&self.ram, (queue + 1) * RING_STRIDE, RING_SIZE).0)
             .collect();

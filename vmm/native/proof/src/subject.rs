@@ -5,7 +5,7 @@ use strato_virtio::{DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Progress};
 
 use crate::choices::Choices;
 use crate::machine::Machine;
-use crate::subjects::{block, fs, net, rng, vsock};
+use crate::subjects::{block, console, fs, net, rng, vsock};
 
 /// What a driver would put into one chain.
 #[derive(Clone, Debug, Default)]
@@ -67,6 +67,7 @@ pub const KINDS: &[Kind] = &[
     Kind { name: "fs-pool", make: || fs::make(2) },
     Kind { name: "vsock", make: vsock::make },
     Kind { name: "net", make: net::make },
+    Kind { name: "console", make: console::make },
 ];
 
 /// A device without anything, to stand in while another one is exchanged.

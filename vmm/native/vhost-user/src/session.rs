@@ -22,6 +22,9 @@ use crate::channel::ChannelRequest;
 use crate::memory::MemoryTable;
 use crate::notifier::CallNotifier;
 
+/// Device ID of a network device (virtio 1.2, section 5).
+const VIRTIO_ID_NET: u32 = 1;
+
 const NOT_OFFERED: Error = Error::InvalidOperation("not offered");
 
 /// What the front end said of one queue so far.
@@ -278,8 +281,15 @@ impl VhostUserBackendReqHandlerMut for Session {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        // Front ends keep the configuration of a network device themselves, and QEMU complains of one that is
+        // offered.
+        let config = if self.info.device_type == VIRTIO_ID_NET {
+            VhostUserProtocolFeatures::empty()
+        } else {
+            VhostUserProtocolFeatures::CONFIG
+        };
         Ok(VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::CONFIG
+            | config
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::RESET_DEVICE)

@@ -8,6 +8,7 @@ use std::time::Duration;
 use strato_devices::block::{BlockConfig, BlockControl, CacheMode, EngineChoice};
 use strato_devices::fs::FsConfig;
 use strato_devices::fs::passthrough::CachePolicy;
+use strato_devices::net::{MAX_PAIRS, NetConfig, NetControl, Tap};
 use strato_devices::rng::RngConfig;
 use strato_devices::{BucketConfig, Limits};
 use strato_plumbing::border::{check_size, null, optional, required, store};
@@ -184,6 +185,132 @@ pub unsafe extern "C" fn strato_vmm_block_set_limits(device: *mut Device, limits
         let limits = unsafe { limits.as_ref() }.ok_or_else(|| null("limits"))?;
         // SAFETY: the header's rule for handles.
         changed(unsafe { block_of(device) }?.set_limits((*limits).into()))
+    })
+}
+
+/// `strato_vmm_net_config`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct RawNetConfig {
+    size: u32,
+    num_taps: u32,
+    tap_fds: *const i32,
+    tap_name: *const c_char,
+    mac: [u8; 6],
+    mtu: u16,
+    link_up: u32,
+    receive_limits: RawLimits,
+    transmit_limits: RawLimits,
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn strato_vmm_net_create(
+    events: *mut Events,
+    tag: u64,
+    name: *const c_char,
+    config: *const RawNetConfig,
+    ret: *mut *mut Device,
+) -> i32 {
+    border(|| {
+        // SAFETY: the header's rule for pointers.
+        let raw = unsafe { config.as_ref() }.ok_or_else(|| null("config"))?;
+        check_size::<RawNetConfig>(raw.size.into(), "strato_vmm_net_config")?;
+        // SAFETY: the header's rule for strings.
+        let taps = match unsafe { optional(raw.tap_name) } {
+            Some(name) => named_taps(&name.to_string_lossy(), raw.num_taps)?,
+            // SAFETY: the header's rule for this array.
+            None => unsafe { passed_taps(raw.tap_fds, raw.num_taps) }?,
+        };
+        let config = NetConfig {
+            taps,
+            mac: raw.mac,
+            mtu: (raw.mtu != 0).then_some(raw.mtu),
+            link_up: raw.link_up != 0,
+            receive_limits: raw.receive_limits.into(),
+            transmit_limits: raw.transmit_limits.into(),
+        };
+        // SAFETY: the header's rules.
+        unsafe { create(events, tag, name, ret, || kinds::net(config)) }
+    })
+}
+
+fn tap_failure(what: &str, error: &std::io::Error) -> Failure {
+    match error.raw_os_error() {
+        Some(errno) => Failure::new(format!("{what} cannot be used"), errno),
+        None => Failure::refused(format!("{what} cannot be used: {error}")),
+    }
+}
+
+fn named_taps(name: &str, count: u32) -> Result<Vec<Tap>> {
+    let queues = usize::try_from(count).unwrap_or(usize::MAX).min(MAX_PAIRS);
+    Tap::open(name, queues).map_err(|error| tap_failure(&format!("Tap {name}"), &error))
+}
+
+/// # Safety
+/// `fds` is null or an array of `count` numbers.
+unsafe fn passed_taps(fds: *const i32, count: u32) -> Result<Vec<Tap>> {
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    if fds.is_null() || count > MAX_PAIRS {
+        return Err(Failure::refused("Taps are one to 256 descriptors"));
+    }
+    // SAFETY: passed on to the caller.
+    let fds = unsafe { std::slice::from_raw_parts(fds, count) };
+    let tap = |fd: i32| Tap::new(duplicate(fd)?).map_err(|error| tap_failure(&format!("Tap {fd}"), &error));
+    fds.iter().map(|&fd| tap(fd)).collect()
+}
+
+/// # Safety
+/// As [`device_of`].
+unsafe fn net_of<'a>(device: *const Device) -> Result<&'a NetControl> {
+    // SAFETY: passed on to the caller.
+    match unsafe { device_of(device) }?.control() {
+        Control::Net(control) => Ok(control),
+        _ => Err(Failure::refused("This device is no network interface")),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn strato_vmm_net_set_link(device: *mut Device, up: u32) -> i32 {
+    border(|| {
+        // SAFETY: the header's rule for handles.
+        unsafe { net_of(device) }?.set_link(up != 0);
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn strato_vmm_net_set_limits(
+    device: *mut Device,
+    receive: *const RawLimits,
+    transmit: *const RawLimits,
+) -> i32 {
+    border(|| {
+        // SAFETY: the header's rule for pointers.
+        let (receive, transmit) = unsafe { (receive.as_ref(), transmit.as_ref()) };
+        // SAFETY: the header's rule for handles.
+        let control = unsafe { net_of(device) }?;
+        if let Some(limits) = receive {
+            control.set_receive_limits((*limits).into());
+        }
+        if let Some(limits) = transmit {
+            control.set_transmit_limits((*limits).into());
+        }
+        Ok(())
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn strato_vmm_net_set_taps(
+    device: *mut Device,
+    tap_fds: *const i32,
+    num_taps: u32,
+) -> i32 {
+    border(|| {
+        // SAFETY: the header's rule for handles.
+        let control = unsafe { net_of(device) }?;
+        // SAFETY: the header's rule for this array.
+        control.set_taps(unsafe { passed_taps(tap_fds, num_taps) }?);
+        Ok(())
     })
 }
 

@@ -94,3 +94,37 @@ fn a_panic_of_a_thread_that_nobody_waits_for_is_an_event_too() {
         }
     }
 }
+
+/// A listening socket, and where it listens.
+fn listener(name: &str) -> (UnixListener, std::path::PathBuf) {
+    let path = std::env::temp_dir().join(format!("strato-abi-{}-{name}", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    (UnixListener::bind(&path).unwrap(), path)
+}
+
+#[test]
+fn of_a_socket_that_listens_the_first_connection_is_served_and_no_other() {
+    let (socket, path) = listener("first");
+    let ring = Arc::new(EventRing::new().unwrap());
+    let device = Device::new("net0", faulty(), Reporter::new(ring, 1)).unwrap();
+    device.serve(socket.into()).unwrap();
+    let ours = UnixStream::connect(&path).unwrap();
+    // GET_FEATURES, version 1.
+    io::Write::write_all(&mut &ours, &[1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]).unwrap();
+    io::Read::read_exact(&mut &ours, &mut [0; 20]).unwrap();
+    assert!(UnixStream::connect(&path).is_err(), "the listener is gone");
+    std::fs::remove_file(&path).unwrap();
+    drop(device);
+    assert_eq!(io::Read::read(&mut &ours, &mut [0; 1]).unwrap(), 0);
+}
+
+#[test]
+fn device_to_which_nobody_came_ends() {
+    let (socket, path) = listener("nobody");
+    std::fs::remove_file(path).unwrap();
+    let ring = Arc::new(EventRing::new().unwrap());
+    let device = Device::new("net0", faulty(), Reporter::new(Arc::clone(&ring), 1)).unwrap();
+    device.serve(socket.into()).unwrap();
+    drop(device);
+    assert!(ring.take(9).iter().all(|event| event.kind == EventKind::FrontEndGone));
+}

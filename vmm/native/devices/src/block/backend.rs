@@ -151,7 +151,9 @@ fn direct_alignment(file: &File) -> (Option<u32>, Option<u32>) {
     // SAFETY: the path is empty and terminated, the pointer is to a local of the right type.
     let outcome = unsafe {
         let flags = libc::AT_EMPTY_PATH;
-        libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, libc::STATX_DIOALIGN, &raw mut told)
+        // Not libc's function: std declares it weak, and a static program would call a null pointer.
+        let mask = libc::STATX_DIOALIGN;
+        libc::syscall(libc::SYS_statx, file.as_raw_fd(), c"".as_ptr(), flags, mask, &raw mut told)
     };
     if outcome < 0 || told.stx_mask & libc::STATX_DIOALIGN == 0 {
         return (None, None);

@@ -18,6 +18,7 @@ use super::reply::Reply;
 use super::server::{Exchange, Patience, Server, Verdict};
 use super::state;
 use super::wire::Opcode;
+use crate::timer::Timer;
 
 const DEVICE_TYPE: u32 = 26;
 const QUEUE_SIZE: u16 = 1024;
@@ -26,6 +27,13 @@ const MAX_REQUEST_QUEUES: u16 = 64;
 const TAG_LEN: usize = 36;
 const CONFIG_LEN: u32 = 40;
 const POOL_READY: u64 = 0;
+const FORGOTTEN: u64 = 1;
+const HIPRIO_QUEUE: u16 = 0;
+
+/// Nobody waits for a FORGET: the guest is told of it together with the next answer, of many at once, or
+/// after this time.
+const FORGET_DELAY: Duration = Duration::from_millis(2);
+const MANY_FORGETS: u32 = 64;
 
 /// More data than this are not moved here while other requests wait.
 const BIG: u32 = 256 << 10;
@@ -79,6 +87,9 @@ pub struct Fs {
     /// Buffers for requests that go to the pool.
     spare: Vec<(Chain, Vec<u8>)>,
     wary: u32,
+    /// FORGETs that the guest was not told of, and when it will be.
+    forgotten: u32,
+    forget_timer: Timer,
     /// The mounted guest belongs to the driver that started the queues last.
     driver_mounted: bool,
 }
@@ -106,12 +117,12 @@ impl Fs {
             queue_sizes: vec![QUEUE_SIZE; usize::from(config.request_queues) + 1],
             config_len: CONFIG_LEN,
         };
-        let threads = config.threads;
+        let (threads, name) = (config.threads, config.tag.clone());
         let server = Arc::new(Server::new(config, host));
         Ok(Self {
             info,
             config: ConfigSpace::new(space),
-            pool: Pool::new(threads, &server)?,
+            pool: Pool::new(&name, threads, &server)?,
             server,
             prepared: None,
             chain: Chain::new(),
@@ -120,6 +131,8 @@ impl Fs {
             done: Vec::new(),
             spare: Vec::new(),
             wary: 0,
+            forgotten: 0,
+            forget_timer: Timer::new()?,
             driver_mounted: false,
         })
     }
@@ -130,12 +143,16 @@ impl Fs {
     }
 
     fn serve(&mut self, io: &mut DeviceIo<'_>, queue: u16) -> Result<Progress, DeviceFault> {
-        let Some(mut ring) = io.ring(queue) else { return Ok(Progress::Idle) };
-        ring.suppress_kicks()?;
+        match io.ring(queue) {
+            Some(mut ring) => ring.suppress_kicks()?,
+            None => return Ok(Progress::Idle),
+        }
         // Part of a ring at a time, so that FORGETs and commands are not kept waiting by a busy guest.
         for _ in 0..64 {
+            let Some(mut ring) = io.ring(queue) else { return Ok(Progress::Idle) };
             if !ring.pop(&mut self.chain)? {
-                ring.notify()?;
+                self.notify(io, queue)?;
+                let Some(mut ring) = io.ring(queue) else { return Ok(Progress::Idle) };
                 if ring.allow_kicks()? {
                     continue;
                 }
@@ -143,14 +160,35 @@ impl Fs {
             }
             let glance =
                 queue::load(ring.ram(), &self.chain, &mut self.request).map_err(|error| ring.fault(error))?;
-            self.take(&mut ring, queue, glance)?;
+            if self.take(&mut ring, queue, glance)? {
+                self.notify(io, queue)?;
+            }
         }
-        ring.notify()?;
+        self.notify(io, queue)?;
         Ok(Progress::Again)
     }
 
-    /// Does the request that was loaded, here or elsewhere.
-    fn take(&mut self, ring: &mut RunningRing<'_>, queue: u16, glance: Glance) -> Result<(), DeviceFault> {
+    /// Tells the guest of what is complete on `queue`.
+    fn notify(&mut self, io: &mut DeviceIo<'_>, queue: u16) -> Result<(), DeviceFault> {
+        if queue == HIPRIO_QUEUE && self.forgotten > 0 && self.forgotten < MANY_FORGETS {
+            if !self.forget_timer.armed() {
+                self.forget_timer.arm(FORGET_DELAY);
+            }
+            return Ok(());
+        }
+        self.notify_forgotten(io)?;
+        io.ring(queue).map_or(Ok(()), |mut ring| ring.notify())
+    }
+
+    fn notify_forgotten(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceFault> {
+        if std::mem::take(&mut self.forgotten) == 0 {
+            return Ok(());
+        }
+        io.ring(HIPRIO_QUEUE).map_or(Ok(()), |mut ring| ring.notify())
+    }
+
+    /// Does the request that was loaded, here or elsewhere; whether the guest should hear of it now.
+    fn take(&mut self, ring: &mut RunningRing<'_>, queue: u16, glance: Glance) -> Result<bool, DeviceFault> {
         if matches!(glance.opcode, Some(Opcode::Init | Opcode::Destroy)) {
             // Everything else of the old guest comes first, and is done when this begins.
             self.pool.wait_idle();
@@ -166,12 +204,11 @@ impl Fs {
             };
             if let Some(written) = self.answer_here(ring, glance, patience)? {
                 ring.complete(self.chain.head(), written)?;
+                self.forgotten += u32::from(queue == HIPRIO_QUEUE && written == 0);
                 // Others that wait are quick; the guest hears of all of them at once.
-                return if waiting { Ok(()) } else { ring.notify() };
+                return Ok(!waiting);
             }
         }
-        // The guest may go on with what is ready meanwhile.
-        ring.notify()?;
         let (chain, request) = self.spare.pop().unwrap_or_default();
         let job = Job {
             queue,
@@ -181,7 +218,8 @@ impl Fs {
         };
         FsMetrics::add(&self.server.metrics.pooled, 1);
         self.pool.submit(job);
-        Ok(())
+        // The guest may go on with what is ready meanwhile.
+        Ok(true)
     }
 
     /// Whether a request is for the pool: it may take long by its nature, or others wait and it would keep
@@ -252,9 +290,7 @@ impl Fs {
         }
         outcome?;
         for queue in (0..=MAX_REQUEST_QUEUES).filter(|queue| queues & (1 << queue) != 0) {
-            if let Some(mut ring) = io.ring(queue) {
-                ring.notify()?;
-            }
+            self.notify(io, queue)?;
         }
         Ok(())
     }
@@ -266,6 +302,7 @@ impl DeviceCore for Fs {
     }
 
     fn attach(&mut self, io: &mut DeviceIo<'_>) -> io::Result<()> {
+        io.events.add(self.forget_timer.fd(), FORGOTTEN, Interest::Readable)?;
         io.events.add(self.pool.ready_fd(), POOL_READY, Interest::Readable)
     }
 
@@ -288,10 +325,15 @@ impl DeviceCore for Fs {
     fn process_event(
         &mut self,
         io: &mut DeviceIo<'_>,
-        _token: u64,
+        token: u64,
         _ready: Ready,
     ) -> Result<Progress, DeviceFault> {
-        self.complete(io)?;
+        if token == FORGOTTEN {
+            self.forget_timer.expired();
+            self.notify_forgotten(io)?;
+        } else {
+            self.complete(io)?;
+        }
         Ok(Progress::Idle)
     }
 
@@ -310,12 +352,14 @@ impl DeviceCore for Fs {
         self.pool.wait_idle();
         self.driver_mounted = false;
         // A ring that fails now is found broken at its next use.
-        let _ = self.complete(io);
+        let _ = self.complete(io).and_then(|()| self.notify_forgotten(io));
     }
 
     fn reset(&mut self, _io: &mut DeviceIo<'_>) {
         self.server.end();
         self.wary = 0;
+        self.forgotten = 0;
+        self.forget_timer.disarm();
     }
 
     fn save_obstacle(&self) -> Option<SaveObstacle> {

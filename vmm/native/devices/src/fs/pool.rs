@@ -67,11 +67,11 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Starts `threads` threads.
+    /// Starts `threads` threads that show as `name` and a number.
     ///
     /// # Errors
     /// No thread or descriptor to be had.
-    pub(super) fn new(threads: usize, server: &Arc<Server>) -> io::Result<Self> {
+    pub(super) fn new(name: &str, threads: usize, server: &Arc<Server>) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             work: Condvar::new(),
@@ -81,7 +81,7 @@ impl Pool {
         let mut pool = Self { shared, threads: Vec::with_capacity(threads) };
         for number in 0..threads {
             let (shared, server) = (Arc::clone(&pool.shared), Arc::clone(server));
-            pool.threads.push(spawn(&format!("fs-{number}"), move || serve(&shared, &server))?);
+            pool.threads.push(spawn(&format!("fs{number}-{name}"), move || serve(&shared, &server))?);
         }
         Ok(pool)
     }

@@ -11,6 +11,8 @@ pub(super) struct Reply {
     bytes: Vec<u8>,
     /// Most bytes that the guest left room for, header included.
     room: usize,
+    /// See [`super::server::ATTRIBUTES_GRACE`].
+    grace: Duration,
 }
 
 /// new_encode_dev of linux/kdev_t.h
@@ -20,11 +22,12 @@ fn encode_device(number: DeviceNumber) -> u32 {
 
 impl Reply {
     pub(super) fn new() -> Self {
-        Self { bytes: Vec::with_capacity(4096), room: 0 }
+        Self { bytes: Vec::with_capacity(4096), room: 0, grace: Duration::ZERO }
     }
 
-    /// Begins an answer for which the guest left `room` bytes.
-    pub(super) fn begin(&mut self, room: usize) {
+    /// Begins an answer for which the guest left `room` bytes; attributes in it are good for `grace` at least.
+    pub(super) fn begin(&mut self, room: usize, grace: Duration) {
+        self.grace = grace;
         self.bytes.clear();
         self.bytes.resize(OUT_HEADER_LEN, 0);
         self.room = room;
@@ -113,15 +116,18 @@ impl Reply {
     pub(super) fn entry(&mut self, entry: &Entry) {
         self.u64(entry.node);
         self.u64(entry.generation);
+        let attributes_timeout = entry.attributes_timeout.max(self.grace);
         self.u64(entry.entry_timeout.as_secs());
-        self.u64(entry.attributes_timeout.as_secs());
+        self.u64(attributes_timeout.as_secs());
         self.u32(entry.entry_timeout.subsec_nanos());
-        self.u32(entry.attributes_timeout.subsec_nanos());
+        self.u32(attributes_timeout.subsec_nanos());
         self.attributes(&entry.attributes, if entry.submount { flag::ATTR_SUBMOUNT } else { 0 });
     }
 
     /// struct fuse_attr_out
     pub(super) fn attributes_out(&mut self, attributes: &Attributes, timeout: Duration) {
+        let directory = attributes.mode & libc::S_IFMT == libc::S_IFDIR;
+        let timeout = timeout.max(if directory { self.grace } else { Duration::ZERO });
         self.u64(timeout.as_secs());
         self.u32(timeout.subsec_nanos());
         self.u32(0);
@@ -229,7 +235,7 @@ mod tests {
             Opened { handle: 9, keep_cache: true, direct_io: false, cache_dir: false, no_flush: true };
         let mut reply = Reply::new();
         let mut len = |put: &dyn Fn(&mut Reply)| {
-            reply.begin(4096);
+            reply.begin(4096, Duration::ZERO);
             put(&mut reply);
             reply.bytes.len() - OUT_HEADER_LEN
         };

@@ -3,16 +3,23 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use strato_virtio::{Chain, ChainError, GuestRam};
 
 use super::decode::{Body, Errno, Header, MALFORMED};
 use super::device::FsConfig;
-use super::host::{Caller, HostFs, NodeId};
+use super::host::{CachePolicy, Caller, HostFs, NodeId};
 use super::init::{self, Agreement, GuestOffer};
 use super::metrics::FsMetrics;
 use super::reply::Reply;
 use super::wire::{IN_HEADER_LEN, OUT_HEADER_LEN, Opcode, extension};
+
+/// With cache policy `none` the guest asks for a name at every use, and the answer brings the attributes. It
+/// would ask for them once more at once, for the name's file and for every directory on the way, if they were
+/// not good for a moment: Linux makes it one or two of its ticks. So names are never old, nor is what stat(2)
+/// says of them; what fstat(2) says of an open file can be so old if its name has just been used.
+pub(super) const ATTRIBUTES_GRACE: Duration = Duration::from_millis(1);
 
 /// Whether a request may keep its thread waiting for a medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -148,6 +155,7 @@ pub(super) struct Server {
     pub(super) host: Arc<dyn HostFs>,
     pub(super) metrics: Arc<FsMetrics>,
     pub(super) cached_reads: CachedReads,
+    grace: Duration,
     config: FsConfig,
     mounted: AtomicBool,
     agreed: AtomicU64,
@@ -159,6 +167,7 @@ impl Server {
             host,
             metrics: Arc::default(),
             cached_reads: CachedReads::default(),
+            grace: if config.cache == CachePolicy::None { ATTRIBUTES_GRACE } else { Duration::ZERO },
             config,
             mounted: AtomicBool::new(false),
             agreed: AtomicU64::new(0),
@@ -192,7 +201,7 @@ impl Server {
             FsMetrics::add(&self.metrics.malformed, 1);
             return self.refuse_with(exchange, reply, 0, libc::EIO);
         };
-        reply.begin(room);
+        reply.begin(room, self.grace);
         let (error, more) = match self.dispatch(header, exchange, reply, patience) {
             Ok(None) => return Ok(Verdict::Used(0)),
             Ok(Some(Answer::WouldWait)) => return Ok(Verdict::WouldWait),
@@ -231,7 +240,7 @@ impl Server {
         if room < OUT_HEADER_LEN {
             return Ok(Verdict::Used(0));
         }
-        reply.begin(room);
+        reply.begin(room, self.grace);
         exchange.chain.write_at(exchange.ram, 0, reply.finish(unique, -error, 0))?;
         Ok(Verdict::Used(OUT_HEADER_LEN as u32))
     }

@@ -83,11 +83,19 @@ impl Tap {
         for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
             *to = from.cast_signed();
         }
-        let queues = if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 };
-        let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queues;
-        request.ifr_ifru.ifru_flags = flags as libc::c_short;
-        // SAFETY: TUNSETIFF reads and fills an ifreq, and `request` is one.
-        check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as libc::Ioctl, &mut request) })?;
+        let mut attach = |queues: libc::c_int| {
+            let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queues;
+            request.ifr_ifru.ifru_flags = flags as libc::c_short;
+            // SAFETY: TUNSETIFF reads and fills an ifreq, and `request` is one.
+            check(unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF as libc::Ioctl, &mut request) })
+        };
+        match attach(if multi_queue { libc::IFF_MULTI_QUEUE } else { 0 }) {
+            // A tap that was made for several queues takes none that is not said to be one of several.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) && !multi_queue => {
+                attach(libc::IFF_MULTI_QUEUE)?;
+            }
+            other => other?,
+        }
         Self::new(file.into())
     }
 

@@ -1,9 +1,11 @@
-//! The block device on a file in memory.
+//! The block device on a file on a disk, past the page cache, so that requests take their time; and on one in
+//! memory, where they are done at once.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
-use strato_devices::block::{Block, BlockConfig, BlockControl, EngineChoice};
+use strato_devices::block::{Block, BlockConfig, BlockControl, CacheMode, EngineChoice};
 use strato_virtio::DeviceCore;
 
 use super::scratch::memory_file;
@@ -15,6 +17,7 @@ const SECTORS: u64 = 256;
 
 struct Storage {
     file: File,
+    cache: CacheMode,
     readonly: bool,
     engine: EngineChoice,
     num_queues: u16,
@@ -22,22 +25,32 @@ struct Storage {
 }
 
 fn storage() -> Storage {
-    let file = memory_file(SECTORS * 512);
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_TMPFILE);
+    let file = options.open(std::env::temp_dir()).unwrap();
+    file.set_len(SECTORS * 512).unwrap();
     file.write_all_at(b"first sector", 0).unwrap();
-    Storage { file, readonly: false, engine: EngineChoice::Auto, num_queues: 1, control: None }
+    let (cache, engine) = (CacheMode::Direct, EngineChoice::Auto);
+    Storage { file, cache, readonly: false, engine, num_queues: 1, control: None }
 }
 
 pub(crate) fn make() -> Box<dyn Subject> {
     Box::new(storage())
 }
 
+fn in_memory() -> Storage {
+    let file = memory_file(SECTORS * 512);
+    file.write_all_at(b"first sector", 0).unwrap();
+    Storage { file, cache: CacheMode::Writeback, ..storage() }
+}
+
 pub(crate) fn make_readonly() -> Box<dyn Subject> {
-    Box::new(Storage { readonly: true, ..storage() })
+    Box::new(Storage { readonly: true, ..in_memory() })
 }
 
 /// Two queues, threads instead of io_uring.
 pub(crate) fn make_pool() -> Box<dyn Subject> {
-    Box::new(Storage { engine: EngineChoice::Pool, num_queues: 2, ..storage() })
+    Box::new(Storage { engine: EngineChoice::Pool, num_queues: 2, ..in_memory() })
 }
 
 fn header(kind: u32, sector: u64) -> Vec<u8> {
@@ -51,8 +64,11 @@ impl Subject for Storage {
     fn core(&mut self) -> Box<dyn DeviceCore> {
         let (readonly, serial) = (self.readonly, "proof".to_owned());
         let (engine, num_queues) = (self.engine, self.num_queues);
-        let file = self.file.try_clone().unwrap();
-        let config = BlockConfig { readonly, serial, engine, num_queues, ..BlockConfig::new(file) };
+        // An open file description of its own: the one here stays as it is.
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let cache = self.cache;
+        let config = BlockConfig { cache, readonly, serial, engine, num_queues, ..BlockConfig::new(file) };
         let block = Block::new(config).unwrap();
         self.control = Some(block.control());
         Box::new(block)

@@ -39,7 +39,7 @@ impl Collection {
     pub(super) fn add(
         &self,
         name: &CStr,
-        open: impl FnOnce() -> io::Result<Arc<Share>>,
+        share: &Arc<Share>,
         metrics: &PassthroughMetrics,
     ) -> io::Result<()> {
         let mut shares = self.0.write().unwrap_or_else(PoisonError::into_inner);
@@ -49,9 +49,8 @@ impl Collection {
         if shares.list.len() >= MAX_SHARES {
             return Err(errno(libc::ENOSPC));
         }
-        // Serial numbers grow, so that the list stays sorted.
-        let share = open()?;
-        shares.list.push((name.to_owned(), share));
+        let place = shares.list.partition_point(|(_, other)| other.serial < share.serial);
+        shares.list.insert(place, (name.to_owned(), Arc::clone(share)));
         shares.changed = now();
         PassthroughMetrics::level(&metrics.shares, shares.list.len());
         Ok(())

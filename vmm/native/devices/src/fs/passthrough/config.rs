@@ -53,6 +53,12 @@ impl CachePolicy {
     }
 }
 
+/// Beyond a million files the host's memory for them is the worse limit: each takes about a KiB of the kernel's.
+const MAX_DESCRIPTORS: usize = 1 << 20;
+
+/// Descriptors for everything in the process that is not the guest's files.
+const OF_OTHERS: usize = 512;
+
 /// How many descriptors a guest may make the host hold. Beyond it the guest gets ENFILE for files that it
 /// looks up, EMFILE for files that it opens; what it holds goes on working.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,8 +70,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// A part of what the process may have (RLIMIT_NOFILE): an eighth for open files, three quarters for
-    /// known ones, the rest for everybody else in the process.
+    /// What the process may have (RLIMIT_NOFILE): an eighth for open files, the rest for known ones, but for
+    /// what the others in the process need.
     ///
     /// # Errors
     /// The kernel does not tell the limit.
@@ -73,8 +79,9 @@ impl Limits {
         let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         // SAFETY: `limit` is a live rlimit.
         check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
-        let all = usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX).min(1 << 20);
-        Ok(Self { nodes: all / 4 * 3, handles: all / 8 })
+        let all = usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX).min(MAX_DESCRIPTORS);
+        let ours = all - OF_OTHERS.min(all / 4);
+        Ok(Self { nodes: ours / 8 * 7, handles: ours / 8 })
     }
 }
 
@@ -87,16 +94,17 @@ pub struct PassthroughConfig {
     pub limits: Limits,
     /// Locks are taken on the host's files; if not, they are the guest's own.
     pub remote_locks: bool,
-    /// A thread that is prepared keeps only the capabilities that the host half needs.
+    /// A thread that is prepared, or serves a request unprepared, keeps only the capabilities that the host
+    /// half needs.
     pub confine_threads: bool,
 }
 
 impl PassthroughConfig {
-    /// `root` with guest-local locks and the default budget; threads keep their capabilities.
+    /// `root` with guest-local locks, the default budget and confined threads.
     ///
     /// # Errors
     /// As [`Limits::from_process`].
     pub fn new(root: Root) -> io::Result<Self> {
-        Ok(Self { root, limits: Limits::from_process()?, remote_locks: false, confine_threads: false })
+        Ok(Self { root, limits: Limits::from_process()?, remote_locks: false, confine_threads: true })
     }
 }

@@ -336,3 +336,79 @@ fn set_capabilities(effective: u64, permitted: u64) -> io::Result<()> {
     // SAFETY: version 3 reads two data structures, which is what there are.
     check_long(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, data.as_ptr()) }).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CStr;
+    use std::thread;
+
+    use super::super::sys::open_at;
+    use super::*;
+
+    fn effective_uid() -> u32 {
+        // SAFETY: geteuid takes nothing and cannot fail.
+        unsafe { libc::geteuid() }
+    }
+
+    /// On a thread of its own, with /proc/self/fd, as root.
+    fn on_prepared_thread(test: impl FnOnce(BorrowedFd<'_>) + Send) {
+        if effective_uid() != 0 {
+            eprintln!("skipped: needs root");
+            return;
+        }
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                const PATH: &CStr = c"/proc/self/fd";
+                // SAFETY: AT_FDCWD is not a descriptor that anybody could close.
+                let nowhere = unsafe { BorrowedFd::borrow_raw(libc::AT_FDCWD) };
+                let proc = open_at(nowhere, PATH, libc::O_PATH | libc::O_DIRECTORY, 0).unwrap();
+                prepare_thread(proc.as_fd(), false).unwrap();
+                test(proc.as_fd());
+            });
+        });
+    }
+
+    #[test]
+    fn thread_that_is_stuck_in_a_callers_ids_comes_back_before_the_next_request() {
+        on_prepared_thread(|proc| {
+            set_effective_uid(1000).unwrap();
+            THREAD.with(|thread| thread.stuck.set(true));
+            prepare_thread(proc, false).unwrap();
+            assert_eq!(effective_uid(), 0);
+            assert_ne!(capabilities().unwrap().0, 0);
+        });
+    }
+
+    #[test]
+    fn thread_that_cannot_come_back_refuses_every_request() {
+        on_prepared_thread(|proc| {
+            // SAFETY: plain integers.
+            check_long(unsafe { libc::syscall(libc::SYS_setresuid, 1000, 1000, 1000) }).unwrap();
+            THREAD.with(|thread| thread.stuck.set(true));
+            for _ in 0..2 {
+                let refused = prepare_thread(proc, false).unwrap_err();
+                assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
+            }
+        });
+    }
+
+    #[test]
+    fn failed_switch_changes_nothing_and_runs_nothing() {
+        on_prepared_thread(|_| {
+            // Without CAP_SETUID the group can be taken on, but not the user.
+            let without = THREAD.with(|thread| thread.permitted.get()) & !(1 << CAP_SETUID);
+            set_capabilities(without, without).unwrap();
+            THREAD.with(|thread| {
+                thread.effective.set(without);
+                thread.permitted.set(without);
+            });
+            let caller = Caller { uid: 1000, gid: 1000, supplementary_gid: Some(7), ..Caller::default() };
+            let outcome = in_name_of(&caller, 0, || -> io::Result<()> { panic!("it ran") });
+            assert_eq!(outcome.unwrap_err().raw_os_error(), Some(libc::EPERM));
+            // SAFETY: getegid takes nothing and cannot fail.
+            assert_eq!(unsafe { libc::getegid() }, 0);
+            // SAFETY: asks for the number of groups only.
+            assert_eq!(unsafe { libc::getgroups(0, std::ptr::null_mut()) }, 0);
+        });
+    }
+}

@@ -103,7 +103,12 @@ impl Passthrough {
     pub fn add_share(&self, name: &CStr, config: ShareConfig) -> io::Result<()> {
         let collection = self.collection.as_ref().ok_or_else(|| errno(libc::EINVAL))?;
         lookup::check_name(name)?;
-        collection.add(name, || self.open_share(config, self.nodes.reserve_id()), &self.metrics)
+        // Opened first: a host file system that does not answer must not hold up those who look a name up.
+        let share = self.open_share(config, self.nodes.reserve_id())?;
+        collection.add(name, &share, &self.metrics).inspect_err(|_| {
+            share.close();
+            self.nodes.revoke(&share);
+        })
     }
 
     /// Removes a share: the guest's nodes and handles below it end (ESTALE, EBADF), and once the requests

@@ -170,6 +170,31 @@ fn many_requests_at_once_are_all_answered() {
 }
 
 #[test]
+fn forgets_are_announced_with_the_next_answer_or_soon() {
+    let mut guest = Guest::new();
+    let hiprio = Notification::Queue(0);
+    guest.notifier.take();
+    guest.forget(ROOT, 0);
+    assert!(!guest.notifier.take().contains(&hiprio));
+    guest.ask(17, ROOT, Body::new()).unwrap();
+    assert_eq!(guest.notifier.take(), [hiprio, Notification::Queue(REQUESTS)]);
+    guest.forget(ROOT, 0);
+    // The timer may have been on its way since the first.
+    while !guest.notifier.take().contains(&hiprio) {
+        assert!(guest.host.turn(10_000).unwrap(), "never told");
+    }
+    let mut told = 0;
+    for _ in 0..200 {
+        guest.forget(ROOT, 0);
+        told += guest.notifier.take().len();
+    }
+    assert!(told >= 3);
+    guest.forget(ROOT, 0);
+    guest.host.stop_ring(0);
+    assert!(guest.notifier.take().contains(&hiprio));
+}
+
+#[test]
 fn contents_stay_whole_with_many_writes_at_once() {
     let mut guest = Guest::new();
     let (_, handle) = guest.create(ROOT, "file", 0o600).unwrap();

@@ -68,6 +68,21 @@ fn missing_names_are_remembered_if_the_policy_lets_them() {
 }
 
 #[test]
+fn without_a_cache_names_are_asked_for_and_bring_their_attributes() {
+    let mut guest = Guest::cached(CachePolicy::None);
+    let (node, _) = guest.create(ROOT, "file", 0o600).unwrap();
+    let entry = guest.lookup(ROOT, "file").unwrap();
+    assert_eq!((entry.u64(16), entry.u32(32)), (0, 0), "the name");
+    assert_eq!((entry.u64(24), entry.u32(36)), (0, 1_000_000), "the attributes");
+    let attributes_of = |guest: &mut Guest, node| {
+        let answer = guest.ask(3, node, Body::new().u32(0).u32(0).u64(0)).unwrap();
+        (answer.u64(0), answer.u32(8))
+    };
+    assert_eq!(attributes_of(&mut guest, node), (0, 0));
+    assert_eq!(attributes_of(&mut guest, ROOT), (0, 1_000_000));
+}
+
+#[test]
 fn files_are_created_written_read_and_released() {
     let mut guest = Guest::new();
     let (node, handle) = guest.create(ROOT, "new", 0o666).unwrap();

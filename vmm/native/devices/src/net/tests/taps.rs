@@ -164,6 +164,14 @@ fn queues_of_a_tap_are_the_hosts_only_while_they_are_served() {
 }
 
 #[test]
+fn one_queue_of_a_tap_that_was_made_for_several_is_opened() {
+    with_tap(2, |taps| {
+        assert_eq!(Tap::open("t0", 1).unwrap().len(), 1);
+        drop(taps);
+    });
+}
+
+#[test]
 fn descriptor_that_is_no_tap_is_refused() {
     let file = std::fs::File::open("/dev/null").unwrap();
     assert!(Tap::new(file.into()).is_err());

@@ -216,6 +216,39 @@ fn listings_beyond_the_buffer_budget_are_complete_too() {
 }
 
 #[test]
+fn readers_of_one_listing_do_not_disturb_each_other() {
+    let folder = Scratch::new();
+    let fs = serve(folder.path());
+    for number in 0..500 {
+        fs::write(folder.path().join(format!("file-with-a-longer-name-{number}")), "").unwrap();
+    }
+    let all = fs.list(ROOT_NODE).unwrap();
+    let handle = fs.opendir(&root(), ROOT_NODE, 0).unwrap().handle;
+    let (fs, all) = (&fs, &all);
+    std::thread::scope(|scope| {
+        for step in [1, 3, 50] {
+            scope.spawn(move || {
+                let mut seen: Vec<(String, u64)> = Vec::new();
+                while seen.len() < all.len() {
+                    let offset = seen.last().map_or(0, |(_, next)| *next);
+                    let mut room = step;
+                    fs.readdir(handle, offset, &mut |entry| {
+                        let taken = room > 0;
+                        if taken {
+                            room -= 1;
+                            seen.push((entry.name.to_str().unwrap().to_owned(), entry.next_offset));
+                        }
+                        taken
+                    })
+                    .unwrap();
+                }
+                assert_eq!(&seen, all);
+            });
+        }
+    });
+}
+
+#[test]
 fn parent_of_the_share_shows_no_inode_number() {
     let folder = Scratch::new();
     let fs = serve(folder.path());

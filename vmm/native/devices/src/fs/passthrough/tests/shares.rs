@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -17,8 +18,13 @@ fn collection() -> Passthrough {
     passthrough(Root::Collection)
 }
 
+/// Reading where a descriptor of this process leads holds its mount busy for that instant, whichever test it
+/// belongs to.
+static LOOKING: Mutex<()> = Mutex::new(());
+
 /// How many descriptors of this process lead to `path` or below.
 fn descriptors_below(path: &Path) -> usize {
+    let _looking = LOOKING.lock().unwrap_or_else(PoisonError::into_inner);
     let targets = fs::read_dir("/proc/self/fd").unwrap();
     targets
         .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
@@ -64,6 +70,7 @@ fn share_names_are_checked_and_unique() {
         [0, libc::EEXIST, libc::EINVAL, libc::EINVAL, libc::ENOENT]
     );
     assert_eq!(code(&fs.remove_share(c"b", SOON)), libc::ENOENT);
+    assert_eq!(descriptors_below(folder.path()), 1, "what was refused is not held");
     let single = serve(folder.path());
     assert_eq!(code(&single.add_share(c"a", share(folder.path()))), libc::EINVAL);
 }
@@ -183,6 +190,7 @@ fn removed_share_can_be_unmounted_while_the_guest_works_in_it() {
         return;
     }
     let folder = Scratch::new();
+    let _nobody_looks = LOOKING.lock().unwrap_or_else(PoisonError::into_inner);
     private_mounts();
     let path = folder.make("volume");
     let fs = collection();

@@ -1,0 +1,101 @@
+"""Several queues: our block and net over vhost-user on QEMU's q35 board, since the light board has one queue
+(pair) for each device.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.framework import guest_image, guest_programs
+from tests.framework.command import Background
+from tests.framework.device_vm import DeviceVm, DeviceVmSettings
+from tests.framework.runtime import TEST_TOOLS
+from tests.framework.vhost_devices import Device, Disk, Net
+from tools.testtools import PCI_MODULES
+
+pytestmark = pytest.mark.differential
+
+QUEUES = 4
+MIB = 1 << 20
+PORT = 5002
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A folder with a short path."""
+    made = Path(tempfile.mkdtemp(prefix="vmq-"))
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def boot(directory: Path, devices: list[Device]) -> DeviceVm:
+    """A q35 VM with one vCPU for each queue and its drivers loaded; the caller closes it."""
+    kernels = sorted(TEST_TOOLS.glob("pci-kernel-*"))
+    assert kernels, f"No kernel with virtio-pci in {TEST_TOOLS}; run `make test-tools`"
+    files = {f"{name}.ko": kernels[-1] / "modules" / f"{name}.ko" for name in PCI_MODULES}
+    for program in ("io_bench", "stream_bench"):
+        files[program] = guest_programs.compile_static(program, directory)
+    settings = DeviceVmSettings(
+        image=guest_image.build(directory, files),
+        devices=devices,
+        cpus=QUEUES,
+        kernel=kernels[-1] / "vmlinuz",
+        pci=True,
+    )
+    vm = DeviceVm(directory, settings).__enter__()
+    for name in PCI_MODULES:
+        assert vm.ask(f"load /{name}.ko") == "ok", name
+    return vm
+
+
+def test_disk_is_used_through_all_queues(directory: Path) -> None:
+    (directory / "disk").write_bytes(bytes(16 * MIB))
+    vm = boot(directory, [Disk("disk", directory / "disk", QUEUES)])
+    try:
+        assert sorted(vm.ask("list /sys/block/vda/mq").split()) == [str(number) for number in range(QUEUES)]
+        before = interrupts(vm, "req")
+        for verb in ("write", "read"):
+            for cpu in range(QUEUES):
+                vm.run("/io_bench", "on", cpu, "disk", "/dev/vda", verb, "random", 4096, 8, 200, cpu)
+        assert (directory / "disk").read_bytes().count(b"\x5a") >= 200 * 4096
+        after = interrupts(vm, "req")
+        assert len(after) == QUEUES
+        assert all(new > old for new, old in zip(after, before, strict=True))
+    finally:
+        vm.close()
+
+
+def test_interface_offers_all_queue_pairs(directory: Path) -> None:
+    name = f"stq{os.getpid() % 100000}"
+    words = ("mode", "tap", "multi_queue", "vnet_hdr")
+    subprocess.run(["ip", "tuntap", "add", "dev", name, *words], check=True)
+    try:
+        subprocess.run(["ip", "address", "add", "10.97.0.1/24", "dev", name], check=True)
+        subprocess.run(["ip", "link", "set", name, "up"], check=True)
+        vm = boot(directory, [Net("net", name, "02:53:54:52:02:01", QUEUES)])
+        try:
+            queues = sorted(f"{way}-{number}" for way in ("rx", "tx") for number in range(QUEUES))
+            assert sorted(vm.ask("list /sys/class/net/eth0/queues").split()) == queues
+            vm.run("/stream_bench", "address", "eth0", "10.97.0.2")
+            for verb in ("send", "receive"):
+                address = f"tcp:10.97.0.1:{PORT}"
+                with Background([directory / "stream_bench", "serve", address, "8", str(MIB)]) as host:
+                    host.expect(b"listening")
+                    assert vm.run("/stream_bench", verb, address, 8, MIB).split()[1] == str(8 * MIB)
+        finally:
+            vm.close()
+    finally:
+        subprocess.run(["ip", "link", "delete", name], check=True)
+
+
+def interrupts(vm: DeviceVm, kind: str) -> list[int]:
+    """How many interrupts each queue of that kind has had."""
+    lines = vm.run("/io_bench", "cat", "/proc/interrupts").splitlines()
+    queues = [line for line in lines if re.search(rf"virtio\d+-{kind}", line)]
+    return [sum(int(word) for word in line.split()[1 : QUEUES + 1]) for line in queues]
