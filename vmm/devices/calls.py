@@ -176,6 +176,7 @@ def fs_add_share(device: Any, name: str, directory_fd: int, readonly: bool) -> N
 def fs_remove_share(device: Any, name: str, timeout_ms: int) -> None:
     _check(_lib.strato_vmm_fs_remove_share(device, _bytes(name), timeout_ms))
 
+
 def net_create(
     events: Any,
     tag: int,
