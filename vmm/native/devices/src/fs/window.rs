@@ -150,7 +150,7 @@ impl Window for ReservedWindow {
             let error = io::Error::last_os_error();
             // The kernel may have taken away what was there before it ran out of memory.
             close((at, len));
-            // SAFETY: the mapping made above, which nobody else knows. It may be gone; nothing else is there.
+            // SAFETY: the mapping made above, which nobody else knows; a move that failed leaves it there.
             unsafe { libc::munmap(made, len) };
             return Err(error);
         }
