@@ -148,6 +148,17 @@ fn body(choices: &mut Choices<'_>, opcode: u32) -> Vec<u8> {
     body
 }
 
+/// A request that may map something or take it away, or makes a file known for it.
+fn mapping(choices: &mut Choices<'_>) -> Vec<u8> {
+    let (opcode, node) = match choices.below(10) {
+        0 => return init(),
+        1..=3 => return message(LOOKUP, 1, NAMES[0]),
+        4 => (REMOVEMAPPING, 0),
+        _ => (SETUPMAPPING, 2 + choices.below(4)),
+    };
+    message(opcode, node, &body(choices, opcode))
+}
+
 impl Subject for Share {
     fn core(&mut self) -> Box<dyn DeviceCore> {
         let mut open = OpenOptions::new();
@@ -166,14 +177,16 @@ impl Subject for Share {
 
     fn request(&self, choices: &mut Choices<'_>, _queue: u16) -> Request {
         let opcode = match choices.below(12) {
-            1..=3 if self.window.is_some() => choices.one_of(&[SETUPMAPPING, REMOVEMAPPING, LOOKUP]),
             0 => INIT,
             1..=6 => choices.one_of(&[LOOKUP, OPEN, READ, WRITE, OPEN_DIR, READ_DIR, CREATE, STATFS]),
             7 => choices.one_of(&[DESTROY, 2, 36, 42]),
             _ => choices.below(55) as u32,
         };
-        let mut readable =
-            if opcode == INIT { init() } else { message(opcode, number(choices), &body(choices, opcode)) };
+        let mut readable = match opcode {
+            INIT => init(),
+            _ if self.window.is_some() && choices.once_in(2) => mapping(choices),
+            _ => message(opcode, number(choices), &body(choices, opcode)),
+        };
         if choices.once_in(12) {
             let at = choices.below(readable.len() as u64) as usize;
             readable[at] = choices.number() as u8;
@@ -181,7 +194,7 @@ impl Subject for Share {
         if choices.once_in(16) {
             readable.truncate(choices.below(readable.len() as u64) as usize);
         }
-        Request { readable, writable: choices.one_of(&[0, 8, 16, 24, 144, 4096, 8192]) }
+        Request { readable, writable: choices.one_of(&[0, 8, 16, 24, 144, 4096, 8192, 8192]) }
     }
 
     fn host_acts(&mut self, choices: &mut Choices<'_>) {
@@ -204,5 +217,21 @@ impl Subject for Share {
         assert_eq!(answer[4..8], [0; 4], "INIT");
         let answer = machine.ask(1, &message(STATFS, 1, &[]), 96);
         assert_eq!((answer.len(), &answer[4..8]), (96, &[0; 4][..]), "STATFS");
+        if self.window.is_some() {
+            let fields = [2u32 | 0x40, 0o644, 0, 0].map(u32::to_le_bytes).concat();
+            let answer = machine.ask(1, &message(CREATE, 1, &[&fields, &b"mapped\0"[..]].concat()), 160);
+            let node = u64::from_le_bytes(answer[16..24].try_into().unwrap());
+            let fields = [u64::MAX, 0, page_size(), 3, page_size()].map(u64::to_le_bytes).concat();
+            let answer = machine.ask(1, &message(SETUPMAPPING, node, &fields), 16);
+            let error = -i32::from_le_bytes(answer[4..8].try_into().unwrap());
+            assert!(
+                [0, libc::ENODEV].contains(&error),
+                "SETUPMAPPING: {error}, on whatever file system this is"
+            );
+            let fields = [page_size(), page_size()].map(u64::to_le_bytes).concat();
+            let answer =
+                machine.ask(1, &message(REMOVEMAPPING, 0, &[&1u32.to_le_bytes()[..], &fields].concat()), 16);
+            assert_eq!(answer[4..8], [0; 4], "REMOVEMAPPING");
+        }
     }
 }
