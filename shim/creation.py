@@ -29,7 +29,7 @@ from .errors import (
     ShimError,
     describe,
 )
-from .layout import GUEST_NETNS, GUEST_ROOTFS, GUEST_VOLUMES
+from .layout import GUEST_NETNS, GUEST_ROOTFS, GUEST_VOLUMES, ROOTFS_TAG, VOLUMES_TAG
 from .log import fields
 from .states import Action
 from .stdio import ProcessIo
@@ -50,6 +50,8 @@ class Creation:
         self._steps: dict[str, str] = {}
         """What each creation is at, for the error of one that takes too long."""
         self._prepared = True
+        self._shown: dict[str, list[str]] = {}
+        """The shares in which each container has a folder."""
 
     @property
     def pending(self) -> bool:
@@ -117,6 +119,8 @@ class Creation:
             await io.open(container_id=container_id, namespace=sandbox.params.namespace)
             self._steps[container_id] = "waiting for the guest"
             await sandbox.booted()
+            self._steps[container_id] = "waiting for the VMM to show its files"
+            await self._show_files(container_id, plan)
             self._steps[container_id] = "waiting for the agent's answer to CreateContainer"
             await sandbox.agent.create_container(
                 agent_pb2.CreateContainerRequest(
@@ -174,12 +178,37 @@ class Creation:
         for volume in plan.volumes:
             shared.add_volume(container_id, volume)
 
+    async def _show_files(self, container_id: str, plan: Any) -> None:
+        sandbox = self._sandbox
+        vm = sandbox.vm
+        if vm is None or sandbox.settings.programs.virtiofsd is not None:
+            return
+        shared = sandbox.preparation.shared
+        folders = {ROOTFS_TAG: shared.rootfs_directory}
+        if plan.volumes:
+            folders[VOLUMES_TAG] = shared.volumes_directory
+        shown = self._shown.setdefault(container_id, [])
+        for tag, folder in folders.items():
+            await vm.add_share(tag, container_id, folder / container_id)
+            shown.append(tag)
+
+    async def _hide_files(self, container_id: str) -> None:
+        vm = self._sandbox.vm
+        for tag in self._shown.pop(container_id, ()):
+            if vm is None:
+                continue
+            try:
+                await vm.remove_share(tag, container_id)
+            except SandboxError as error:
+                _log.warning("files stay busy: %s", describe(error), extra=fields(container=container_id))
+
     async def undo(self, container: Container) -> None:
         """Remove what there is of a container in the guest, the shares, and its holder."""
         sandbox = self._sandbox
         if sandbox.alive:
             with contextlib.suppress(ShimError):
                 await sandbox.agent.remove_container(container.id)
+        await self._hide_files(container.id)
         try:
             sandbox.preparation.shared.remove_container(container.id)
         except (OSError, ShimError) as error:

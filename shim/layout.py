@@ -7,6 +7,8 @@ from pathlib import Path
 
 GUEST_ROOTFS = "/run/strato/shares/rootfs"
 GUEST_VOLUMES = "/run/strato/shares/volumes"
+ROOTFS_TAG = "rootfs"
+VOLUMES_TAG = "volumes"
 GUEST_NETNS = "/run/strato/netns"
 GUEST_CID = 3
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from . import config, launch, names, state
 from .errors import HostError, ShimError
-from .layout import GUEST_CID, GUEST_NETNS, GUEST_ROOTFS, GUEST_VOLUMES, Layout
+from .layout import GUEST_CID, GUEST_NETNS, GUEST_ROOTFS, GUEST_VOLUMES, ROOTFS_TAG, VOLUMES_TAG, Layout
 from .log import fields
 from .params import ShimParams
 
@@ -294,13 +294,19 @@ class Preparation:
                 ],
                 "vsock": {"guest_cid": GUEST_CID, "socket": str(self.layout.vsock)},
                 "shares": [
+                    {"tag": ROOTFS_TAG, "cache": settings.shares.rootfs_cache},
+                    {"tag": VOLUMES_TAG, "cache": settings.shares.volumes_cache},
+                ]
+                if programs.virtiofsd is None
+                # It cannot add and remove: it shows all that is below.
+                else [
                     {
-                        "tag": "rootfs",
+                        "tag": ROOTFS_TAG,
                         "directory": str(self.layout.shared / "rootfs"),
                         "cache": settings.shares.rootfs_cache,
                     },
                     {
-                        "tag": "volumes",
+                        "tag": VOLUMES_TAG,
                         "directory": str(self.layout.shared / "volumes"),
                         "cache": settings.shares.volumes_cache,
                     },

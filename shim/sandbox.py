@@ -26,7 +26,7 @@ from .creation import Creation
 from .errors import GuestProtocolError, NotFoundError, SandboxError, ShimError, describe
 from .events import EventPublisher
 from .guest_network import GuestNetwork
-from .layout import GUEST_ROOTFS, GUEST_VOLUMES
+from .layout import GUEST_ROOTFS, GUEST_VOLUMES, ROOTFS_TAG, VOLUMES_TAG
 from .log import fields
 from .prepare import Preparation
 from .protos.generated import events_pb2
@@ -102,6 +102,11 @@ class Sandbox:
     def alive(self) -> bool:
         """Whether the agent can be asked."""
         return self._agent is not None and self.failure is None and not self._retired
+
+    @property
+    def vm(self) -> VirtualMachine | None:
+        """The VM, as long as it is of use."""
+        return self._vm if self.alive else None
 
     def publish(self, topic: str, message: Message) -> None:
         """Queue an event for containerd."""
@@ -227,8 +232,8 @@ class Sandbox:
             hostname=plan.hostname,
             resolv_conf=resolv_conf,
             shares=[
-                agent_pb2.Share(tag="rootfs", mount_point=GUEST_ROOTFS),
-                agent_pb2.Share(tag="volumes", mount_point=GUEST_VOLUMES),
+                agent_pb2.Share(tag=ROOTFS_TAG, mount_point=GUEST_ROOTFS),
+                agent_pb2.Share(tag=VOLUMES_TAG, mount_point=GUEST_VOLUMES),
             ],
             entropy=os.urandom(ENTROPY_BYTES),
             wall_clock_ns=time.time_ns(),

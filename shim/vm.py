@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 from vmm.errors import VmmError
@@ -104,6 +105,15 @@ class VirtualMachine:
                     await client.close()
         except (OSError, VmmError, TimeoutError) as error:
             raise SandboxError(f"QMP command {command} failed: {error}") from error
+
+    async def add_share(self, tag: str, name: str, directory: Path) -> None:
+        """Show a folder as *name* in the share *tag*. Raises SandboxError."""
+        arguments = {"tag": tag, "name": name, "directory": str(directory)}
+        await self.execute("x-strato-add-share", arguments)
+
+    async def remove_share(self, tag: str, name: str) -> None:
+        """Take such a folder away; nothing keeps it busy afterwards. Raises SandboxError."""
+        await self.execute("x-strato-remove-share", {"tag": tag, "name": name})
 
     async def console_tail(self) -> str:
         """The end of the guest's console, from the VMM or from what it left behind; may be empty."""

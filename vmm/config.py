@@ -168,8 +168,8 @@ class ShareConfig:
 
     tag: str
     """Name to mount in the guest, unique in the VM, at most 36 bytes."""
-    directory: Path
-    """Folder of the host. Mounts that appear below it later become visible too."""
+    directory: Path | None = None
+    """Folder of the host. Mounts that appear below it later become visible too. Null: an empty root, below which `x-strato-add-share` shows folders of the host."""  # noqa: E501
     cache: ShareCache = ShareCache.AUTO
     """`auto`: the guest revalidates after a second; `always`: never (host must not change files); `none`: always."""  # noqa: E501
     readonly: bool = False
@@ -269,7 +269,8 @@ def check(config: VmConfig) -> None:
     tags: set[str] = set()
     for index, share in enumerate(config.shares):
         _text(f"shares[{index}].tag", share.tag, MAX_TAG_BYTES)
-        _absolute(f"shares[{index}].directory", share.directory)
+        if share.directory is not None:
+            _absolute(f"shares[{index}].directory", share.directory)
         _unique(f"shares[{index}].tag", share.tag, tags)
 
 

@@ -225,6 +225,14 @@ class Machine(Observer):
             for backend in self._backends
         ]
 
+    def add_share(self, tag: str, name: str, directory: Path, *, readonly: bool) -> None:
+        """Show a folder below a share that has no folder of its own. Raises QmpCommandError, HostError."""
+        self._devices.add_share(tag, name, directory, readonly=readonly)
+
+    def remove_share(self, tag: str, name: str) -> None:
+        """Take such a folder away, so that it can be unmounted. Raises as `add_share`."""
+        self._devices.remove_share(tag, name)
+
     def device_metrics(self) -> list[dict[str, Any]]:
         """Return the counters of the devices that are served here, for `x-strato-stats`."""
         return self._devices.metrics()

@@ -176,6 +176,15 @@ static void now(void) {
   answer(text);
 }
 
+static int held_file = -1;
+
+static void hold(const char *path) { outcome(held_file = open(path, O_RDONLY)); }
+
+static void held(void) {
+  char byte;
+  outcome((int)pread(held_file, &byte, 1, 0));
+}
+
 static void obey(char *line) {
   char *verb = strtok(line, " "), *first = strtok(NULL, " "), *rest = strtok(NULL, "");
   if (!verb) return;
@@ -188,6 +197,8 @@ static void obey(char *line) {
   else if (!strcmp(verb, "cat")) cat(first);
   else if (!strcmp(verb, "store")) store(first, rest);
   else if (!strcmp(verb, "list")) list(first);
+  else if (!strcmp(verb, "hold")) hold(first);
+  else if (!strcmp(verb, "held")) held();
   else if (!strcmp(verb, "wait")) wait_until(first, rest);
   else if (!strcmp(verb, "up")) interface_up(first);
   else if (!strcmp(verb, "now")) now();

@@ -13,6 +13,7 @@ import pytest
 from tests.framework.vm import DEADLINE_S, VmFactory
 from vmm import paths
 from vmm.config import DriveConfig, NetConfig, ProgramsConfig, RngConfig, ShareCache, ShareConfig, VsockConfig
+from vmm.errors import QmpCommandError
 from vmm.sys import open_tap
 
 pytestmark = pytest.mark.integration
@@ -149,6 +150,47 @@ def test_mount_made_later_below_a_share_becomes_visible(
     assert vm.ask("cat /mnt/unseen/file") == "late"
     # What the guest has looked at before is valid for a second (cache=auto).
     assert vm.ask("wait /mnt/seen/file late") == "ok"
+
+
+def test_shares_come_and_go_below_a_running_vm(share: Path, vms: VmFactory, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "folder").mkdir(parents=True)
+    (source / "folder" / "file").write_text("words")
+    (tmp_path / "fixed").mkdir()
+    shares = (
+        ShareConfig(tag="t", cache=ShareCache.NONE),
+        ShareConfig(tag="fixed", directory=tmp_path / "fixed"),
+    )
+    vm = vms.boot(replace(vms.config(), shares=shares), command=SLAVE_NAMESPACE)
+    assert vm.ask("mount t /mnt") == "ok"
+    assert vm.ask("list /mnt") == ""
+    point = share / "seen"
+    with vm.qmp() as qmp:
+        subprocess.run(["mount", "--bind", source, point], check=True)
+        try:
+            added = {"tag": "t", "name": "one", "directory": str(point)}
+            assert qmp.execute("x-strato-add-share", added) == {}
+            with pytest.raises(QmpCommandError, match=r"'one'.*exists"):
+                qmp.execute("x-strato-add-share", added)
+            assert qmp.execute("x-strato-add-share", {**added, "name": "two", "readonly": True}) == {}
+            assert vm.ask("cat /mnt/one/folder/file") == "words"
+            assert vm.ask("store /mnt/two/folder/file lost") == "Read-only file system"
+            assert vm.ask("hold /mnt/one/folder/file") == "ok"
+
+            for name in ("one", "two"):
+                assert qmp.execute("x-strato-remove-share", {"tag": "t", "name": name}) == {}
+            # What the guest holds open is revoked, and nothing of ours keeps the mount busy.
+            subprocess.run(["umount", point], check=True)
+        finally:
+            subprocess.run(["umount", "--quiet", "--lazy", point], check=False)
+        assert vm.ask("held") == "Bad file descriptor"
+        assert vm.ask("cat /mnt/one/folder/file") in ("No such file or directory", "Stale file handle")
+        with pytest.raises(QmpCommandError, match=r"'one'.*No such file"):
+            qmp.execute("x-strato-remove-share", {"tag": "t", "name": "one"})
+        with pytest.raises(QmpCommandError, match="'fixed' is the folder"):
+            qmp.execute("x-strato-add-share", {**added, "tag": "fixed"})
+        with pytest.raises(QmpCommandError, match="'none' not found"):
+            qmp.execute("x-strato-add-share", {**added, "tag": "none"})
 
 
 def test_read_only_share_refuses_writes(

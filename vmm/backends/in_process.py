@@ -10,28 +10,33 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from io import FileIO
 from pathlib import Path
 
 from ..boards.base import DeviceKind, DevicePlan
 from ..config import DriveConfig, LimitConfig, NetConfig, RngConfig, ShareConfig, VsockConfig
-from ..errors import ConfigError, HostError
+from ..errors import ConfigError, HostError, QmpCommandError
 from ..log import Log
 from ..loop import EventLoop
 from .base import Backend
 
 TYPE_CHECKING = False  # importing typing costs 4 ms of strato-vmm's start
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from typing import Any
 
-    from ..devices import Device, DeviceEvent, EventRing, Limits, NetDevice
+    from ..devices import Device, DeviceEvent, EventRing, Limits, NetDevice, SharesDevice
 
 PROGRAM = "libstrato_vmm.so"
 """What serves these devices, in `x-strato-info` and messages."""
 
 MAX_WORDS = 8
 """Lines logged of one device's events of one kind: a guest decides how many there are."""
+
+
+REMOVAL_TIMEOUT_MS = 2000
+"""How long a removed share's last requests are waited for; everything else waits meanwhile."""
 
 
 class DeviceServer:
@@ -112,6 +117,40 @@ class DeviceServer:
                 except OSError as error:
                     raise HostError(f"Device {plan.id} cannot be served") from error
 
+    def add_share(self, tag: str, name: str, directory: Path, *, readonly: bool) -> None:
+        """Show a folder below the root of the share ``tag``. Raises QmpCommandError, HostError."""
+        device = self._root_of_shares(tag)
+        try:
+            descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(f"Folder {directory} cannot be shared as {name!r}: {error.strerror}") from error
+        try:
+            device.add_share(name, descriptor, readonly=readonly)
+        except (OSError, ValueError) as error:
+            raise HostError(f"Folder {directory} cannot be shared as {name!r}") from error
+        finally:
+            os.close(descriptor)
+
+    def remove_share(self, tag: str, name: str) -> None:
+        """Take a folder away; no descriptor below it is left afterwards. Raises as `add_share`."""
+        try:
+            self._root_of_shares(tag).remove_share(name, timeout_ms=REMOVAL_TIMEOUT_MS)
+        except (OSError, ValueError) as error:
+            raise HostError(f"Share {name!r} of {tag!r} cannot be removed") from error
+
+    def _root_of_shares(self, tag: str) -> SharesDevice:
+        from ..devices import SharesDevice
+
+        for plan, device in zip(self._plans, self._devices, strict=True):
+            share = plan.source
+            if isinstance(device, SharesDevice) and isinstance(share, ShareConfig) and share.tag == tag:
+                if share.directory is not None:
+                    raise QmpCommandError(
+                        "GenericError", f"Share {tag!r} is the folder {share.directory} alone"
+                    )
+                return device
+        raise QmpCommandError("DeviceNotFound", f"Share {tag!r} not found among those that are served here")
+
     def attach(self, loop: EventLoop) -> None:
         """Begin to take note of what the devices say."""
         if self._ring is not None:
@@ -153,7 +192,7 @@ class DeviceServer:
                         serial=drive.serial,
                     )
             case ShareConfig() as share:
-                with _opened(share.directory, os.O_PATH | os.O_DIRECTORY, plan) as fd:
+                with _folder(share.directory, plan) as fd:
                     return devices.fs(
                         *(ring, tag, plan.id),
                         directory_fd=fd,
@@ -233,6 +272,12 @@ def _opened(path: Path, flags: int, plan: DevicePlan) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _folder(path: Path | None, plan: DevicePlan) -> AbstractContextManager[int | None]:
+    if path is None:
+        return nullcontext()
+    return _opened(path, os.O_PATH | os.O_DIRECTORY, plan)
 
 
 def _section(plan: DevicePlan) -> str:

@@ -29,10 +29,14 @@ class VirtiofsdStarter(BackendStarter):
         """See `BackendStarter`. Raises HostError, ConfigError."""
         share = device.source
         assert isinstance(share, ShareConfig)
+        if share.directory is None:
+            raise ConfigError("shares", f"Share {share.tag!r} has no directory, which virtiofsd cannot serve")
         if not share.directory.is_dir():
             raise ConfigError("shares", f"Directory {share.directory} of share {share.tag!r} does not exist")
         program = self._program or paths.virtiofsd()
-        source = _readonly_view(share, directory / f"{device.id}.ro") if share.readonly else share.directory
+        source = share.directory
+        if share.readonly:
+            source = _readonly_view(share.tag, source, directory / f"{device.id}.ro")
         socket_path = directory / f"{device.id}.sock"
         socket_path.unlink(missing_ok=True)
         # Listening before the start lets the front end connect at once.
@@ -73,22 +77,22 @@ def arguments(program: Path, share: ShareConfig, source: Path, listener_fd: int)
     return command
 
 
-def _readonly_view(share: ShareConfig, view: Path) -> Path:
+def _readonly_view(tag: str, directory: Path, view: Path) -> Path:
     # virtiofsd 7.2 has no read-only mode. The mount is visible in our mount namespace only, and dies with it.
     if os.getpid() != 1:
         raise ConfigError(
             "shares",
-            f"Share {share.tag!r} is read-only, which needs strato-vmm in a mount namespace of its own: "
+            f"Share {tag!r} is read-only, which needs strato-vmm in a mount namespace of its own: "
             "start it through strato-launch",
         )
     from ..sys import mount
 
     view.mkdir(mode=0o700, exist_ok=True)
     try:
-        mount(str(share.directory), str(view), "", MS_BIND | MS_REC, "")
+        mount(str(directory), str(view), "", MS_BIND | MS_REC, "")
         mount("", str(view), "", MS_BIND | MS_REMOUNT | MS_RDONLY, "")
     except OSError as error:
-        raise HostError(f"Read-only view of {share.directory} cannot be mounted") from error
+        raise HostError(f"Read-only view of {directory} cannot be mounted") from error
     return view
 
 

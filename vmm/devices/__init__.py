@@ -7,7 +7,7 @@ Three layers, as in ``vmm.sys``: the C header (``vmm/native/abi/include/strato_v
 
 from ..libraries import LibraryMismatchError, NativeBugError
 from .calls import LIBRARY_TAG
-from .device import BlockDevice, Device, Limits, NetDevice, block, fs, net, rng, vsock
+from .device import BlockDevice, Device, Limits, NetDevice, SharesDevice, block, fs, net, rng, vsock
 from .events import DeviceEvent, DeviceEventKind, EventRing
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Limits",
     "NativeBugError",
     "NetDevice",
+    "SharesDevice",
     "block",
     "fs",
     "net",

@@ -35,6 +35,7 @@ _STRUCTS = (
     "vsock_config",
     "block_config",
     "fs_config",
+    "fs_share",
     "net_config",
 )
 _EVENT_BATCH = 16
@@ -163,6 +164,17 @@ def fs_create(
     ret = ffi.new("strato_vmm_device **")
     _check(_lib.strato_vmm_fs_create(events, tag, _bytes(name), config, ret))
     return ret[0]
+
+
+def fs_add_share(device: Any, name: str, directory_fd: int, readonly: bool) -> None:
+    share = _sized("strato_vmm_fs_share")
+    text = _text(name)
+    share.directory_fd, share.readonly, share.name = directory_fd, int(readonly), text
+    _check(_lib.strato_vmm_fs_add_share(device, share))
+
+
+def fs_remove_share(device: Any, name: str, timeout_ms: int) -> None:
+    _check(_lib.strato_vmm_fs_remove_share(device, _bytes(name), timeout_ms))
 
 
 def net_create(

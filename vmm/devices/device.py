@@ -100,6 +100,18 @@ class BlockDevice(Device):
         calls.block_set_limits(self._open(), limits.values())
 
 
+class SharesDevice(Device):
+    """A file-system device; one without a folder of its own has shares, which come and go."""
+
+    def add_share(self, name: str, directory_fd: int, *, readonly: bool = False) -> None:
+        """Show a folder as the directory ``name`` of the root."""
+        calls.fs_add_share(self._open(), name, directory_fd, readonly)
+
+    def remove_share(self, name: str, *, timeout_ms: int) -> None:
+        """Take a folder away; afterwards it can be unmounted. TimeoutError: a request is still in flight."""
+        calls.fs_remove_share(self._open(), name, timeout_ms)
+
+
 class NetDevice(Device):
     """A network interface, which can be changed while it is in use; the changes come soon and in order."""
 
@@ -166,16 +178,20 @@ def fs(
     tag: int,
     name: str,
     *,
-    directory_fd: int,
+    directory_fd: int | None,
     fs_tag: str,
     cache: str = "auto",
     readonly: bool = False,
     writeback: bool = False,
     shares: int = 1,
-) -> Device:
-    """Make a share of a folder; ``shares`` is how many of them divide the process's descriptors."""
+) -> SharesDevice:
+    """Make a share of a folder, or without one a root for shares.
+
+    ``shares`` is how many such devices divide the process's descriptors.
+    """
     modes = (_FS_CACHES[cache], int(readonly), int(writeback), shares)
-    return Device(calls.fs_create(events.handle(), tag, name, directory_fd, fs_tag, modes))
+    fd = -1 if directory_fd is None else directory_fd
+    return SharesDevice(calls.fs_create(events.handle(), tag, name, fd, fs_tag, modes))
 
 
 def net(

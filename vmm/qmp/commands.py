@@ -7,6 +7,7 @@ or later. It may also raise a VmmError. The server calls `execute`; nothing here
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from .. import VERSION
 from ..config import LimitConfig
@@ -54,6 +55,8 @@ class Commands:
             "x-strato-set-link": lambda arguments, done: self._set_link(
                 arguments["id"], arguments["up"], done
             ),
+            "x-strato-add-share": self._add_share,
+            "x-strato-remove-share": self._remove_share,
             "x-strato-set-net-limit": self._set_net_limit,
         }
 
@@ -96,6 +99,17 @@ class Commands:
             self._machine.set_link(device_id, up, _empty(done))
         except KeyError as error:
             raise QmpCommandError("DeviceNotFound", f"Device '{device_id}' not found") from error
+
+    def _add_share(self, arguments: dict[str, Any], done: Done) -> None:
+        readonly = arguments.get("readonly", False)
+        self._machine.add_share(
+            arguments["tag"], arguments["name"], Path(arguments["directory"]), readonly=readonly
+        )
+        done({})
+
+    def _remove_share(self, arguments: dict[str, Any], done: Done) -> None:
+        self._machine.remove_share(arguments["tag"], arguments["name"])
+        done({})
 
     def _set_net_limit(self, arguments: dict[str, Any], done: Done) -> None:
         limit = {key: value for key, value in arguments.items() if key not in ("id", "direction")}

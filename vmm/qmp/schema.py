@@ -50,6 +50,15 @@ COMMANDS: dict[str, CommandSpec] = {
     "x-strato-stats": _NONE,
     "x-strato-console-tail": _NONE,
     "x-strato-set-link": CommandSpec({"id": Argument(str), "up": Argument(bool)}),
+    "x-strato-add-share": CommandSpec(
+        {
+            "tag": Argument(str),
+            "name": Argument(str),
+            "directory": Argument(str),
+            "readonly": Argument(bool, optional=True),
+        }
+    ),
+    "x-strato-remove-share": CommandSpec({"tag": Argument(str), "name": Argument(str)}),
     "x-strato-set-net-limit": CommandSpec(
         {
             "id": Argument(str),

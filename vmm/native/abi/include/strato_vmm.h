@@ -131,7 +131,7 @@ enum {
 
 typedef struct {
     uint32_t size;
-    int32_t directory_fd;
+    int32_t directory_fd;  /* negative: a root of its own, below which shares are added */
     uint32_t cache;
     uint32_t readonly;
     uint32_t writeback;
@@ -142,6 +142,21 @@ size_t strato_vmm_sizeof_fs_config(void);
 
 int32_t strato_vmm_fs_create(strato_vmm_events *events, uint64_t tag, const char *name,
                              const strato_vmm_fs_config *config, strato_vmm_device **ret);
+
+typedef struct {
+    uint32_t size;
+    int32_t directory_fd;
+    uint32_t readonly;
+    uint32_t reserved;  /* 0 */
+    const char *name;   /* of the directory in the guest */
+} strato_vmm_fs_share;
+size_t strato_vmm_sizeof_fs_share(void);
+
+/* Shows a folder below the root of a device without one of its own. EEXIST: the name is taken. */
+int32_t strato_vmm_fs_add_share(strato_vmm_device *device, const strato_vmm_fs_share *share);
+/* Takes it away: files below it are ESTALE to the guest, and no descriptor below it is left. Waits for requests
+ * in flight; ETIMEDOUT: it is gone for the guest, but one is still under way. */
+int32_t strato_vmm_fs_remove_share(strato_vmm_device *device, const char *name, uint32_t timeout_ms);
 
 typedef struct {
     uint32_t size;

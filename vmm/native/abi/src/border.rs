@@ -259,6 +259,7 @@ sizes! {
     strato_vmm_sizeof_limits => kinds::RawLimits,
     strato_vmm_sizeof_block_config => kinds::RawBlockConfig,
     strato_vmm_sizeof_fs_config => kinds::RawFsConfig,
+    strato_vmm_sizeof_fs_share => kinds::RawFsShare,
     strato_vmm_sizeof_net_config => kinds::RawNetConfig,
 }
 

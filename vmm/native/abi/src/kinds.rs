@@ -1,13 +1,15 @@
 //! The device kinds: from plain settings to a core, its counters and its controls. One function each, and nothing
 //! else here knows more than one kind.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use strato_devices::block::{Block, BlockConfig, BlockControl};
-use strato_devices::fs::passthrough::{Passthrough, PassthroughConfig, Root, ShareConfig};
+use strato_devices::fs::passthrough::{CachePolicy, Passthrough, PassthroughConfig, Root, ShareConfig};
 use strato_devices::fs::{Fs, FsConfig};
 use strato_devices::net::{Net, NetConfig, NetControl};
 use strato_devices::rng::{Rng, RngConfig};
@@ -23,6 +25,8 @@ pub enum Control {
     None,
     /// A disk's size and limits.
     Block(BlockControl),
+    /// The shares of a device that has several.
+    Shares(SharesControl),
     /// A network interface's link, limits and taps.
     Net(NetControl),
 }
@@ -87,8 +91,8 @@ pub fn net(config: NetConfig) -> Result<Parts> {
 /// What a share is, in plain settings.
 #[derive(Debug)]
 pub struct FsSettings {
-    /// The shared folder.
-    pub directory: OwnedFd,
+    /// The shared folder; none: the device has a root of its own, below which shares come and go.
+    pub directory: Option<OwnedFd>,
     /// The device.
     pub config: FsConfig,
     /// Everything that writes is EROFS.
@@ -97,21 +101,63 @@ pub struct FsSettings {
     pub shares: usize,
 }
 
-/// The file-system device with one share.
+/// The file-system device.
 ///
 /// # Errors
 /// The folder is none, /proc is out of reach, or no threads.
 pub fn fs(settings: FsSettings) -> Result<Parts> {
     let FsSettings { directory, config, readonly, shares } = settings;
     let what = format!("fs {}", config.tag);
-    let share = ShareConfig { cache: config.cache, readonly, ..ShareConfig::new(directory) };
-    let mut host = made(&what, PassthroughConfig::new(Root::Directory(share)))?;
+    let cache = config.cache;
+    let root = match directory {
+        Some(directory) => Root::Directory(ShareConfig { cache, readonly, ..ShareConfig::new(directory) }),
+        None => Root::Collection,
+    };
+    let several = matches!(root, Root::Collection);
+    let mut host = made(&what, PassthroughConfig::new(root))?;
     host.limits.nodes /= shares.max(1);
     host.limits.handles /= shares.max(1);
     let host = Arc::new(made(&what, Passthrough::new(host))?);
     let held = host.metrics();
+    let control = match several {
+        true => Control::Shares(SharesControl { host: Arc::clone(&host), cache, readonly }),
+        false => Control::None,
+    };
     let core = made(&what, Fs::new(config, host))?;
     let metrics = core.metrics();
     let counters = move || metrics.snapshot().into_iter().chain(held.snapshot()).collect();
-    Ok(Parts { core: Box::new(core), counters: Box::new(counters), control: Control::None })
+    Ok(Parts { core: Box::new(core), counters: Box::new(counters), control })
+}
+
+/// The shares below a device's root.
+#[derive(Clone)]
+pub struct SharesControl {
+    host: Arc<Passthrough>,
+    cache: CachePolicy,
+    readonly: bool,
+}
+
+impl std::fmt::Debug for SharesControl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SharesControl").finish_non_exhaustive()
+    }
+}
+
+impl SharesControl {
+    /// Adds a share with the device's cache policy; read-only if it or the device is.
+    ///
+    /// # Errors
+    /// EEXIST, ENOSPC, or the folder cannot be used.
+    pub fn add(&self, name: &CStr, directory: OwnedFd, readonly: bool) -> io::Result<()> {
+        let readonly = readonly || self.readonly;
+        self.host.add_share(name, ShareConfig { cache: self.cache, readonly, ..ShareConfig::new(directory) })
+    }
+
+    /// Removes a share and waits until no descriptor below it is left.
+    ///
+    /// # Errors
+    /// ENOENT: there is none; ETIMEDOUT: it is gone for the guest, but a request is still in flight.
+    pub fn remove(&self, name: &CStr, timeout: Duration) -> io::Result<()> {
+        self.host.remove_share(name, timeout)
+    }
 }

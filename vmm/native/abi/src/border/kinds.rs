@@ -1,8 +1,9 @@
 //! The constructors and verbs of each kind of device: raw settings become the cores' own.
 
-use std::ffi::{OsStr, c_char};
+use std::ffi::{CStr, OsStr, c_char};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use strato_devices::block::{BlockConfig, BlockControl, CacheMode, EngineChoice};
 use strato_devices::fs::FsConfig;
@@ -15,7 +16,7 @@ use strato_plumbing::{Failure, Result};
 
 use super::{Events, border, create, device_of, duplicate};
 use crate::device::Device;
-use crate::kinds::{self, Control, FsSettings};
+use crate::kinds::{self, Control, FsSettings, SharesControl};
 
 /// `strato_vmm_rng_config`.
 #[derive(Debug, Clone, Copy)]
@@ -339,7 +340,7 @@ pub unsafe extern "C" fn strato_vmm_fs_create(
         let raw = unsafe { config.as_ref() }.ok_or_else(|| null("config"))?;
         check_size::<RawFsConfig>(raw.size.into(), "strato_vmm_fs_config")?;
         let settings = FsSettings {
-            directory: duplicate(raw.directory_fd)?,
+            directory: (raw.directory_fd >= 0).then(|| duplicate(raw.directory_fd)).transpose()?,
             config: FsConfig {
                 // SAFETY: the header's rule for strings.
                 tag: unsafe { required(raw.tag, "tag") }?.to_string_lossy().into_owned(),
@@ -357,6 +358,60 @@ pub unsafe extern "C" fn strato_vmm_fs_create(
         };
         // SAFETY: the header's rules.
         unsafe { create(events, tag, name, ret, || kinds::fs(settings)) }
+    })
+}
+
+/// `strato_vmm_fs_share`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct RawFsShare {
+    size: u32,
+    directory_fd: i32,
+    readonly: u32,
+    reserved: u32,
+    name: *const c_char,
+}
+
+/// # Safety
+/// As [`device_of`].
+unsafe fn shares_of<'a>(device: *const Device) -> Result<&'a SharesControl> {
+    // SAFETY: passed on to the caller.
+    match unsafe { device_of(device) }?.control() {
+        Control::Shares(control) => Ok(control),
+        _ => Err(Failure::refused("This device has one folder, or none, and no shares below it")),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn strato_vmm_fs_add_share(device: *mut Device, share: *const RawFsShare) -> i32 {
+    border(|| {
+        // SAFETY: the header's rule for pointers.
+        let raw = unsafe { share.as_ref() }.ok_or_else(|| null("share"))?;
+        check_size::<RawFsShare>(raw.size.into(), "strato_vmm_fs_share")?;
+        // SAFETY: the header's rules for strings and handles.
+        let (name, control) = unsafe { (required(raw.name, "name")?, shares_of(device)?) };
+        let outcome = control.add(name, duplicate(raw.directory_fd)?, raw.readonly != 0);
+        share_outcome("added", name, outcome)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn strato_vmm_fs_remove_share(
+    device: *mut Device,
+    name: *const c_char,
+    timeout_ms: u32,
+) -> i32 {
+    border(|| {
+        // SAFETY: the header's rules for strings and handles.
+        let (name, control) = unsafe { (required(name, "name")?, shares_of(device)?) };
+        share_outcome("removed", name, control.remove(name, Duration::from_millis(timeout_ms.into())))
+    })
+}
+
+fn share_outcome(what: &str, name: &CStr, outcome: std::io::Result<()>) -> Result<()> {
+    outcome.map_err(|error| {
+        let text = format!("Share {} cannot be {what}", name.to_string_lossy());
+        Failure::new(text, error.raw_os_error().unwrap_or(libc::EIO))
     })
 }
 
