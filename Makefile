@@ -43,7 +43,7 @@ test-full: build ## the test ladder with what is too long for `make test`
 	@$(TOOLS) test-tools --full
 	@$(VENV) -m tests.ladder --full
 
-soak: build test-tools ## five hundred containers one after another
+soak: build test-tools ## ten minutes of work for all devices, then five hundred containers one after another
 	@$(VENV) -m tests.ladder --soak
 
 bench: build test-tools ## speed and memory, as ratios within one run

@@ -82,7 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--full", action="store_true", help="with the tests that are too long for every day")
     parser.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first failure")
     parser.add_argument("--lint", action="store_true", help="only the style rung")
-    parser.add_argument("--soak", action="store_true", help="five hundred containers one after another")
+    parser.add_argument(
+        "--soak", action="store_true", help="devices at work for ten minutes, then five hundred containers"
+    )
     parser.add_argument("--bench", action="store_true", help="speed and memory")
     options = parser.parse_args(arguments)
     unknown = set(options.rungs) - set(names)

@@ -1,23 +1,58 @@
-"""`python -m tests.soak [--count N]`, behind `make soak`: containers one after another, nothing left, nothing
-growing.
+"""`python -m tests.soak [--count N] [--minutes N] [--only PART]`, behind `make soak`: nothing is left,
+nothing grows.
 
-Every container prints and exits with its own number. At the end the host holds what it held before, and the
-daemon's log, the state directory and the memory of the daemon are printed for comparison.
+`devices`: for ten minutes every device of one VM works, and the private memory of strato-vmm stays flat.
+`containers`: five hundred containers one after another, each of which prints and exits with its own number.
+At the end the host holds what it held before.
 """
 
 import argparse
 import ctypes
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from tests.conftest import PR_SET_CHILD_SUBREAPER
+from tests.framework.busy_vm import busy_vm
 from tests.framework.daemons import ALL_DAEMONS, DaemonOptions, TestDaemon
 from tests.framework.leaks import LeakChecker
 from tests.framework.runtime import runtime_under_test
+from tests.perf import memory
 
 REPORT_EVERY = 25
+
+
+MAX_GROWTH_KIB = 256
+"""What the allocator may still add in the second half; a lost byte per request would be many times that."""
+
+
+def devices(minutes: float) -> int:
+    """Keeps all devices of a VM at work; returns 0 when strato-vmm's private memory does not grow."""
+    with tempfile.TemporaryDirectory(prefix="stsoak-") as directory, busy_vm(Path(directory)) as busy:
+        begin, samples = time.monotonic(), list[int]()
+        report = begin
+        while (now := time.monotonic()) < begin + 60 * minutes:
+            busy.work()
+            samples.append(memory.of_process(busy.vm.process.pid).private)
+            if now >= report:
+                _say(f"{(now - begin) / 60:.0f} min, {len(samples)} rounds: {samples[-1]} KiB private")
+                report += 60
+        with busy.vm.qmp() as qmp:
+            counted = qmp.execute("x-strato-stats")["devices"]
+        bare = memory.of_bare_interpreter().private
+    for device in counted:
+        _say(f"{device['device']}: {device['counters']}")
+    half = len(samples) // 2
+    growth = statistics.median(samples[-max(1, half // 2) :]) - statistics.median(samples[: max(1, half)])
+    _say(
+        f"{len(samples)} rounds in {minutes:g} min: strato-vmm's private memory {samples[0]} KiB at first, "
+        f"{samples[-1]} KiB in the end ({samples[-1] - bare} above a bare interpreter), growth from the "
+        f"first half to the last quarter {growth:.0f} KiB, allowed {MAX_GROWTH_KIB}"
+    )
+    return int(growth > MAX_GROWTH_KIB)
 
 
 def soak(daemon: TestDaemon, count: int) -> list[float]:
@@ -30,24 +65,40 @@ def soak(daemon: TestDaemon, count: int) -> list[float]:
         assert (result.status, result.text) == (number % 100, f"number {number}"), result
         if (number + 1) % REPORT_EVERY == 0:
             recent = statistics.median(seconds[-REPORT_EVERY:])
-            print(f"{number + 1} containers, median of the last {REPORT_EVERY}: {recent:.2f} s", flush=True)  # noqa: T201
+            _say(f"{number + 1} containers, median of the last {REPORT_EVERY}: {recent:.2f} s")
     return seconds
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the soak; returns 0 when everything was right and nothing is left."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__.partition("\n")[0])
-    parser.add_argument("--count", type=int, default=500)
+    parser.add_argument("--count", type=int, default=500, help="containers")
+    parser.add_argument("--minutes", type=float, default=10, help="of the devices' work")
     parser.add_argument("--daemon", choices=ALL_DAEMONS, default="2.3")
+    parser.add_argument("--only", choices=("devices", "containers"))
     options = parser.parse_args(arguments)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    with TestDaemon(DaemonOptions(kind=options.daemon, runtime=runtime_under_test())) as daemon:
+    failed = 0
+    if options.only != "containers":
+        failed += devices(options.minutes)
+    if options.only != "devices":
+        failed += containers(options.daemon, options.count)
+    return int(failed > 0)
+
+
+def containers(kind: str, count: int) -> int:
+    """Runs the containers below one daemon; returns 0 when nothing is left of them."""
+    with TestDaemon(DaemonOptions(kind=kind, runtime=runtime_under_test())) as daemon:
         checker = LeakChecker(daemon.scope)
-        seconds = soak(daemon, options.count)
+        seconds = soak(daemon, count)
         left = checker.leaks()
-    print("\n".join(["Left over:", *left]) if left else "Nothing is left over")  # noqa: T201
-    print(f"{options.count} containers, median {statistics.median(seconds):.2f} s, last {seconds[-1]:.2f} s")  # noqa: T201
-    return 1 if left else 0
+    _say("\n".join(["Left over:", *left]) if left else "Nothing is left over")
+    _say(f"{count} containers, median {statistics.median(seconds):.2f} s, last {seconds[-1]:.2f} s")
+    return int(bool(left))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

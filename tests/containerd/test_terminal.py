@@ -23,10 +23,8 @@ def test_terminal_of_init_follows_resizes(ctr: Ctr) -> None:
     name = ctr.new_id()
     with ctr.terminal(*ctr.run_arguments(name, ["sh", "-c", REPORT_SIZE], "--rm", "--tty")) as terminal:
         terminal.expect(b"ready")
-        terminal.set_size(50, 132)
-        terminal.expect(b"50 132")
-        terminal.set_size(25, 81)
-        terminal.expect(b"25 81")
+        terminal.resize(50, 132, b"50 132")
+        terminal.resize(25, 81, b"25 81")
         ctr.kill(name).check()
         assert terminal.wait() == 137
 
@@ -67,7 +65,6 @@ def test_exec_on_a_terminal_has_size_and_status(ctr: Ctr) -> None:
     words = ("task", "exec", "--exec-id", "e1", "--tty", name, "sh", "-c", REPORT_SIZE)
     with ctr.terminal(*words, rows=33, columns=99) as terminal:
         terminal.expect(b"ready")
-        terminal.set_size(44, 111)
-        terminal.expect(b"44 111")
+        terminal.resize(44, 111, b"44 111")
         ctr.kill(name, "SIGKILL", "--exec-id", "e1").check()
         assert terminal.wait() == 137

@@ -73,6 +73,22 @@ class Terminal:
             # The program has no controlling terminal, so the kernel does not send it by itself.
             self._process.send_signal(signal.SIGWINCH)
 
+    def resize(self, rows: int, columns: int, shown: bytes, *, timeout_s: float = 60.0) -> None:
+        """Changes the size until the program shows that it has noticed.
+
+        `ctr` looks at the size once before it listens for the signal, so one that comes in between is lost.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.set_size(rows, columns)
+            try:
+                self.expect(shown, timeout_s=min(1.0, timeout_s))
+            except TerminalError:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                return
+
     def write(self, data: bytes) -> None:
         """Types `data`."""
         os.write(self._master, data)
