@@ -17,6 +17,7 @@ use super::queue::{self, Glance};
 use super::reply::Reply;
 use super::server::{Exchange, Patience, Server, Verdict};
 use super::state;
+use super::window::Window;
 use super::wire::Opcode;
 use crate::timer::Timer;
 
@@ -43,7 +44,7 @@ const SLOW: Duration = Duration::from_micros(500);
 const WARY: u32 = 32;
 
 /// What an fs device is told.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct FsConfig {
     /// Name by which the guest mounts it, at most 36 bytes.
     pub tag: String,
@@ -57,6 +58,9 @@ pub struct FsConfig {
     pub writeback: bool,
     /// The guest checks POSIX ACLs.
     pub posix_acl: bool,
+    /// Shared memory of the transport, into which the guest may have files mapped (DAX). Given to one device
+    /// only; without it the guest is offered nothing of the kind.
+    pub window: Option<Arc<dyn Window>>,
 }
 
 impl Default for FsConfig {
@@ -68,6 +72,7 @@ impl Default for FsConfig {
             cache: CachePolicy::Auto,
             writeback: false,
             posix_acl: false,
+            window: None,
         }
     }
 }
@@ -367,10 +372,10 @@ impl DeviceCore for Fs {
     }
 
     fn save(&self) -> Vec<u8> {
-        state::save(self.server.mounted())
+        state::save(self.server.mounted(), self.server.window_length())
     }
 
     fn restore(&mut self, record: &[u8]) -> Result<(), RecordError> {
-        state::restore(record)
+        state::restore(record, self.server.window_length())
     }
 }

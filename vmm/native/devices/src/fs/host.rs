@@ -12,7 +12,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// A file that the guest knows of (FUSE's nodeid). 1 is the root.
@@ -24,6 +24,24 @@ pub type HandleId = u64;
 /// The open file of a handle. Held during one request only: as long as it is held, its share cannot be
 /// removed. Data is moved at explicit offsets (preadv2, pwritev2), since requests share the file position.
 pub type OpenFile = Arc<dyn AsFd + Send + Sync>;
+
+/// One of the folders that a guest sees. Never used twice.
+pub type ShareId = u64;
+
+/// A regular file, open for what a mapping may be used for. Held during one request only, like an [`OpenFile`].
+pub trait MappableFile: AsFd + Send + Sync {
+    /// The share that it is in.
+    fn share(&self) -> ShareId;
+
+    /// Whether the share is gone. Once true, it stays so.
+    fn revoked(&self) -> bool;
+}
+
+/// Whoever keeps something of a share's files that no descriptor shows: mappings.
+pub trait Revocation: Send + Sync {
+    /// Nothing of this share may be kept any more. The share's files say that they are revoked already.
+    fn revoke(&self, share: ShareId);
+}
 
 /// FUSE_ROOT_ID
 pub const ROOT_NODE: NodeId = 1;
@@ -88,6 +106,9 @@ pub struct Attributes {
     pub dev: DeviceNumber,
     /// Which STATX_* fields are filled.
     pub mask: u32,
+    /// The guest is to map the contents instead of reading and writing them (FUSE_ATTR_DAX). Never without
+    /// [`SessionOptions::mapped_files`].
+    pub mapped: bool,
 }
 
 /// A device number in two halves, as statx gives it.
@@ -215,6 +236,8 @@ pub struct SessionOptions {
     /// Files under FOPEN_DIRECT_IO can still be mapped shared and writable (FUSE_DIRECT_IO_ALLOW_MMAP). If
     /// not, cache policy `none` does without FOPEN_DIRECT_IO.
     pub direct_io_mmap: bool,
+    /// The guest maps those files into its window that say so (FUSE_MAP_ALIGNMENT, FUSE_HAS_INODE_DAX).
+    pub mapped_files: bool,
 }
 
 /// A POSIX record lock, as FUSE_GETLK and FUSE_SETLK carry it.
@@ -300,6 +323,11 @@ pub trait HostFs: Send + Sync {
         flags: u32,
         new: Creation,
     ) -> io::Result<(Entry, Opened)>;
+    /// Opens a regular file to be mapped, shared with the host. ENODEV if it is of a kind whose mappings would
+    /// not show what is written to it otherwise.
+    fn open_to_map(&self, node: NodeId, writable: bool) -> io::Result<Arc<dyn MappableFile>>;
+    /// From now on `revocation` is told of every share that goes, before its removal is reported as done.
+    fn tell_of_removals(&self, revocation: Weak<dyn Revocation>);
     /// The open file behind a handle, to move data to and from. EBADF if there is none.
     fn file(&self, handle: HandleId) -> io::Result<OpenFile>;
     /// Runs `write`, which writes to the file of `handle`; set-uid and set-gid bits are cleared as if an

@@ -4,6 +4,7 @@ use super::decode::{Body, Errno};
 use super::device::FsConfig;
 use super::host::{CachePolicy, SessionOptions};
 use super::reply::Reply;
+use super::window::page_size;
 use super::wire::{self, KERNEL_MINOR_VERSION, KERNEL_VERSION, MIN_KERNEL_MINOR_VERSION, init};
 
 /// Background requests that the guest may have under way at once: fewer than its ring is long.
@@ -56,6 +57,7 @@ impl Agreement {
             posix_acl: self.has(init::POSIX_ACL),
             dont_mask: self.has(init::DONT_MASK),
             direct_io_mmap: self.has(init::DIRECT_IO_ALLOW_MMAP),
+            mapped_files: self.has(init::MAP_ALIGNMENT | init::HAS_INODE_DAX),
         }
     }
 }
@@ -71,7 +73,6 @@ fn wanted(config: &FsConfig, remote_locks: bool) -> u64 {
         | init::MAX_PAGES
         | init::CACHE_SYMLINKS
         | init::SUBMOUNTS
-        | init::HANDLE_KILLPRIV_V2
         | init::SETXATTR_EXT
         | init::INIT_EXT
         | init::CREATE_SUPP_GROUP;
@@ -81,6 +82,9 @@ fn wanted(config: &FsConfig, remote_locks: bool) -> u64 {
         (config.cache != CachePolicy::None, init::DO_READDIRPLUS | init::READDIRPLUS_AUTO),
         (config.cache == CachePolicy::None, init::DIRECT_IO_ALLOW_MMAP),
         (config.writeback, init::WRITEBACK_CACHE),
+        (config.window.is_some(), init::MAP_ALIGNMENT | init::HAS_INODE_DAX),
+        // The host sees no write through the window: set-id bits are then the guest's to clear.
+        (config.window.is_none(), init::HANDLE_KILLPRIV_V2),
         (config.posix_acl, init::POSIX_ACL),
         (remote_locks, init::POSIX_LOCKS | init::FLOCK_LOCKS),
     ] {
@@ -108,7 +112,10 @@ pub(super) fn negotiate(
 
 /// struct fuse_init_out
 pub(super) fn answer(reply: &mut Reply, offer: &GuestOffer, agreement: Option<Agreement>) {
-    let flags = agreement.unwrap_or_default().flags;
+    let agreement = agreement.unwrap_or_default();
+    let flags = agreement.flags;
+    let map_alignment =
+        if agreement.has(init::MAP_ALIGNMENT) { page_size().trailing_zeros() as u16 } else { 0 };
     reply.u32(KERNEL_VERSION);
     reply.u32(KERNEL_MINOR_VERSION);
     reply.u32(offer.max_readahead);
@@ -118,7 +125,7 @@ pub(super) fn answer(reply: &mut Reply, offer: &GuestOffer, agreement: Option<Ag
     reply.u32(wire::MAX_WRITE);
     reply.u32(1); // time_gran: nanoseconds
     reply.u16(wire::MAX_PAGES);
-    reply.u16(0); // map_alignment: no DAX
+    reply.u16(map_alignment);
     reply.u32((flags >> 32) as u32);
     for _ in 0..7 {
         reply.u32(0); // max_stack_depth, unused

@@ -10,6 +10,7 @@ mod decode;
 mod device;
 pub mod host;
 mod init;
+mod mappings;
 mod metrics;
 mod operations;
 pub mod passthrough;
@@ -20,6 +21,7 @@ mod server;
 mod state;
 #[cfg(test)]
 mod tests;
+pub mod window;
 mod wire;
 
 pub use self::device::{Fs, FsConfig};

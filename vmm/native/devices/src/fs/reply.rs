@@ -94,6 +94,7 @@ impl Reply {
 
     /// struct fuse_attr
     fn attributes(&mut self, attributes: &Attributes, flags: u32) {
+        let flags = flags | if attributes.mapped { flag::ATTR_DAX } else { 0 };
         self.u64(attributes.ino);
         self.u64(attributes.size);
         self.u64(attributes.blocks);

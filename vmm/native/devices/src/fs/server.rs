@@ -1,8 +1,8 @@
 //! One request in, one answer out. No rings here: the device's worker and the pool's threads call this with
 //! a chain that is theirs, at the same time.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use strato_virtio::{Chain, ChainError, GuestRam};
@@ -11,6 +11,7 @@ use super::decode::{Body, Errno, Header, MALFORMED};
 use super::device::FsConfig;
 use super::host::{CachePolicy, Caller, HostFs, NodeId};
 use super::init::{self, Agreement, GuestOffer};
+use super::mappings::Mappings;
 use super::metrics::FsMetrics;
 use super::reply::Reply;
 use super::wire::{IN_HEADER_LEN, OUT_HEADER_LEN, Opcode, extension};
@@ -155,6 +156,8 @@ pub(super) struct Server {
     pub(super) host: Arc<dyn HostFs>,
     pub(super) metrics: Arc<FsMetrics>,
     pub(super) cached_reads: CachedReads,
+    /// None: no window.
+    pub(super) mappings: Option<Arc<Mappings>>,
     grace: Duration,
     config: FsConfig,
     mounted: AtomicBool,
@@ -163,7 +166,14 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) fn new(config: FsConfig, host: Arc<dyn HostFs>) -> Self {
+        let mappings = config.window.as_ref().map(|window| Arc::new(Mappings::new(Arc::clone(window))));
+        if let Some(mappings) = &mappings {
+            // Not an Arc: the mappings end with the device.
+            let mappings: Weak<Mappings> = Arc::downgrade(mappings);
+            host.tell_of_removals(mappings);
+        }
         Self {
+            mappings,
             host,
             metrics: Arc::default(),
             cached_reads: CachedReads::default(),
@@ -179,9 +189,17 @@ impl Server {
         self.mounted.load(Ordering::Acquire)
     }
 
+    /// Length of the window; 0 if there is none.
+    pub(super) fn window_length(&self) -> u64 {
+        self.mappings.as_ref().map_or(0, |mappings| mappings.window_length())
+    }
+
     /// The guest is gone. No request may be under way.
     pub(super) fn end(&self) {
         if self.mounted.swap(false, Ordering::AcqRel) {
+            if let Some(mappings) = &self.mappings {
+                mappings.clear();
+            }
             self.host.end();
         }
     }
@@ -311,6 +329,8 @@ impl Server {
             Opcode::FAllocate => self.fallocate(call),
             Opcode::LSeek => self.lseek(call),
             Opcode::CopyFileRange => self.copy_file_range(call),
+            Opcode::SetUpMapping => self.setupmapping(call),
+            Opcode::RemoveMapping => self.removemapping(call),
             Opcode::SyncFs => self.syncfs(call),
             Opcode::StatX => self.statx(call),
             Opcode::Destroy => {

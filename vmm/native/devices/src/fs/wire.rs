@@ -94,6 +94,8 @@ opcodes! {
     Rename2 = 45, "rename2_requests";
     LSeek = 46, "lseek_requests";
     CopyFileRange = 47, "copy_file_range_requests";
+    SetUpMapping = 48, "setupmapping_requests";
+    RemoveMapping = 49, "removemapping_requests";
     SyncFs = 50, "syncfs_requests";
     TmpFile = 51, "tmpfile_requests";
     StatX = 52, "statx_requests";
@@ -119,12 +121,12 @@ pub(super) mod init {
     pub(crate) const POSIX_ACL: u64 = 1 << 20;
     pub(crate) const MAX_PAGES: u64 = 1 << 22;
     pub(crate) const CACHE_SYMLINKS: u64 = 1 << 23;
-    /// For DAX; never accepted, for no transport here has a shared-memory window.
     pub(crate) const MAP_ALIGNMENT: u64 = 1 << 26;
     pub(crate) const SUBMOUNTS: u64 = 1 << 27;
     pub(crate) const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
     pub(crate) const SETXATTR_EXT: u64 = 1 << 29;
     pub(crate) const INIT_EXT: u64 = 1 << 30;
+    pub(crate) const HAS_INODE_DAX: u64 = 1 << 33;
     pub(crate) const CREATE_SUPP_GROUP: u64 = 1 << 34;
     pub(crate) const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
 }
@@ -133,6 +135,7 @@ pub(super) mod init {
 pub(super) mod flag {
     pub(crate) const GETATTR_FH: u32 = 1 << 0;
     pub(crate) const ATTR_SUBMOUNT: u32 = 1 << 0;
+    pub(crate) const ATTR_DAX: u32 = 1 << 1;
     pub(crate) const FSYNC_FDATASYNC: u32 = 1 << 0;
     pub(crate) const OPEN_KILL_SUIDGID: u32 = 1 << 0;
     pub(crate) const WRITE_CACHE: u32 = 1 << 0;
@@ -145,6 +148,9 @@ pub(super) mod flag {
     pub(crate) const FOPEN_CACHE_DIR: u32 = 1 << 3;
     pub(crate) const FOPEN_NOFLUSH: u32 = 1 << 5;
     pub(crate) const FOPEN_PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
+    pub(crate) const SETUPMAPPING_READ: u64 = 1 << 1;
+    /// FUSE_SETUPMAPPING_FLAG_WRITE with it: what can be written can be read.
+    pub(crate) const SETUPMAPPING_READ_WRITE: u64 = SETUPMAPPING_READ | 1 << 0;
 }
 
 /// FATTR_*: which fields of a SETATTR count.

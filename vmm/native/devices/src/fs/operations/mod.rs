@@ -5,4 +5,5 @@ mod attributes;
 mod data;
 mod directories;
 mod locks;
+mod mappings;
 mod names;

@@ -20,11 +20,13 @@ pub(super) fn get(fs: &Passthrough, node: NodeId) -> io::Result<(Attributes, Dur
     if let Some(collection) = fs.collection.as_ref().filter(|_| fs.is_collection(node)) {
         return Ok((collection.attributes(), Duration::ZERO));
     }
-    of_node(&*fs.node(node)?)
+    of_node(fs, &*fs.node(node)?)
 }
 
-fn of_node(node: &Node) -> io::Result<(Attributes, Duration)> {
-    Ok((sys::stat(node.as_fd())?.attributes, node.share.cache.timeout()))
+fn of_node(fs: &Passthrough, node: &Node) -> io::Result<(Attributes, Duration)> {
+    let mut attributes = sys::stat(node.as_fd())?.attributes;
+    attributes.mapped = node.kind == libc::S_IFREG && node.traits.mappable && fs.options.get().mapped_files;
+    Ok((attributes, node.share.cache.timeout()))
 }
 
 pub(super) fn set(
@@ -54,7 +56,7 @@ pub(super) fn set(
     if change.atime.is_some() || change.mtime.is_some() {
         set_times(fs, &node, change)?;
     }
-    of_node(&node)
+    of_node(fs, &node)
 }
 
 fn set_owner(node: &Node, change: &AttributeChange) -> io::Result<()> {

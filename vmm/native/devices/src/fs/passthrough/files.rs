@@ -11,7 +11,7 @@ use super::lookup::check_name;
 use super::node::Node;
 use super::sys::{self, ProcName, check, errno};
 use super::{CachePolicy, Passthrough};
-use crate::fs::host::{Caller, Creation, Entry, HandleId, NodeId, OpenFile, Opened};
+use crate::fs::host::{Caller, Creation, Entry, HandleId, MappableFile, NodeId, OpenFile, Opened};
 
 /// Flags that reach the host's open(2). O_APPEND is not among them: see [`open_for_io`].
 const OPEN_FLAGS: c_int = libc::O_ACCMODE
@@ -153,6 +153,20 @@ impl Passthrough {
             }
         }
     }
+}
+
+/// The descriptor is for one mapping and gets no number, so that it counts as no open file of the guest's.
+pub(super) fn open_to_map(
+    fs: &Passthrough,
+    node: NodeId,
+    writable: bool,
+) -> io::Result<Arc<dyn MappableFile>> {
+    let node = fs.node(node)?;
+    if node.kind == libc::S_IFREG && !node.traits.mappable {
+        return Err(errno(libc::ENODEV));
+    }
+    let file = open_for_io(fs, &node, if writable { libc::O_RDWR } else { libc::O_RDONLY })?;
+    Ok(Arc::new(Handle::file(&node, file)))
 }
 
 pub(super) fn file(fs: &Passthrough, handle: HandleId) -> io::Result<OpenFile> {

@@ -11,7 +11,7 @@ use super::metrics::PassthroughMetrics;
 use super::node::{Node, Scatter};
 use super::share::{Live, Share};
 use super::sys::errno;
-use crate::fs::host::{HandleId, NodeId};
+use crate::fs::host::{HandleId, MappableFile, NodeId, ShareId};
 
 /// The listing of a collection: it has no state, so all have this handle.
 pub(super) const COLLECTION_HANDLE: HandleId = 0;
@@ -54,6 +54,16 @@ impl Handle {
 impl AsFd for Handle {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+}
+
+impl MappableFile for Handle {
+    fn share(&self) -> ShareId {
+        self.share.serial
+    }
+
+    fn revoked(&self) -> bool {
+        self.share.is_closed()
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use super::metrics::PassthroughMetrics;
 use super::{Passthrough, attributes, credentials, directory, files, locks, lookup, names, xattr};
 use crate::fs::host::{
     AttributeChange, Attributes, Caller, Creation, DirectoryEntry, Entry, FileSystemStatistics, HandleId,
-    HostFs, NodeId, OpenFile, Opened, RecordLock, SessionOptions,
+    HostFs, MappableFile, NodeId, OpenFile, Opened, RecordLock, Revocation, SessionOptions,
 };
 
 impl HostFs for Passthrough {
@@ -120,6 +121,16 @@ impl HostFs for Passthrough {
         new: Creation,
     ) -> io::Result<(Entry, Opened)> {
         files::tmpfile(self, caller, parent, flags, new)
+    }
+
+    fn open_to_map(&self, node: NodeId, writable: bool) -> io::Result<Arc<dyn MappableFile>> {
+        files::open_to_map(self, node, writable)
+    }
+
+    fn tell_of_removals(&self, revocation: Weak<dyn Revocation>) {
+        let mut revocations = self.revocations.lock().unwrap_or_else(PoisonError::into_inner);
+        revocations.retain(|known| known.strong_count() > 0);
+        revocations.push(revocation);
     }
 
     fn file(&self, handle: HandleId) -> io::Result<OpenFile> {

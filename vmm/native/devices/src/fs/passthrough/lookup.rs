@@ -24,6 +24,12 @@ const STATX_ATTR_AUTOMOUNT: u64 = 0x1000;
 const FLUSHING: [i64; 7] =
     [0x6969, 0x6573_5546, 0x0102_1997, 0x5346_414f, 0x00c3_6400, 0xff53_4d42, 0xfe53_4d42];
 
+/// File systems whose files may be mapped (linux/magic.h; XFS's is in its sources): ext2 to ext4, XFS, btrfs,
+/// tmpfs, EROFS, squashfs. Not those over a network, where others change a file below its mappings, and not
+/// overlayfs: what was mapped there before the file is written to for the first time goes on showing the lower
+/// file, which may even be shorter.
+const MAPPABLE: [i64; 6] = [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0xe0f5_e1e2, 0x7371_7368];
+
 /// AUTOFS_SUPER_MAGIC
 const AUTOFS: i64 = 0x0187;
 
@@ -116,7 +122,13 @@ impl Passthrough {
     pub(super) fn entry_below(&self, parent: &Node, id: NodeId, stat: &Stat) -> Entry {
         let mut entry = self.entry(&parent.share, id, stat);
         let directory = stat.attributes.mode & libc::S_IFMT == libc::S_IFDIR;
-        entry.submount = directory && stat.mount != parent.mount() && self.options.get().submounts;
+        let options = self.options.get();
+        entry.submount = directory && stat.mount != parent.mount() && options.submounts;
+        if options.mapped_files && stat.attributes.mode & libc::S_IFMT == libc::S_IFREG {
+            let same = stat.mount == parent.mount();
+            let traits = if same { Some(parent.traits) } else { self.nodes.get(id).map(|node| node.traits) };
+            entry.attributes.mapped = traits.is_some_and(|traits| traits.mappable);
+        }
         entry
     }
 
@@ -140,5 +152,9 @@ fn may_be_mounted(parent: &Node, stat: &Stat) -> bool {
 
 fn traits_of_mount(file: &OwnedFd) -> io::Result<Traits> {
     let kind = sys::file_system_type(file.as_fd())?;
-    Ok(Traits { flush_matters: FLUSHING.contains(&kind), autofs: kind == AUTOFS })
+    Ok(Traits {
+        flush_matters: FLUSHING.contains(&kind),
+        autofs: kind == AUTOFS,
+        mappable: MAPPABLE.contains(&kind),
+    })
 }

@@ -34,8 +34,8 @@ mod xattr;
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use self::collection::Collection;
@@ -45,7 +45,7 @@ use self::locks::Locks;
 pub use self::metrics::PassthroughMetrics;
 use self::node::{Node, Nodes};
 use self::sys::errno;
-use super::host::{HandleId, NodeId, ROOT_NODE, SessionOptions};
+use super::host::{HandleId, NodeId, ROOT_NODE, Revocation, SessionOptions};
 
 /// Folders of the host. Shared by the threads that serve a guest and the one that controls it.
 #[derive(Debug)]
@@ -64,6 +64,7 @@ pub struct Passthrough {
     metrics: Arc<PassthroughMetrics>,
     /// How many listings keep a buffer.
     directory_buffers: Arc<AtomicUsize>,
+    revocations: Mutex<Vec<Weak<dyn Revocation>>>,
 }
 
 impl Passthrough {
@@ -87,6 +88,7 @@ impl Passthrough {
             confine_threads: config.confine_threads,
             metrics,
             directory_buffers: Arc::default(),
+            revocations: Mutex::default(),
         };
         match config.root {
             Root::Directory(share) => made.open_share(share, ROOT_NODE).map(drop)?,
@@ -112,7 +114,7 @@ impl Passthrough {
     }
 
     /// Removes a share: the guest's nodes and handles below it end (ESTALE, EBADF), and once the requests
-    /// in flight are done, no descriptor below it is left, so that its folder can be unmounted.
+    /// in flight are done, no descriptor and no mapping below it is left, so that its folder can be unmounted.
     ///
     /// # Errors
     /// ENOENT: there is no such share; ETIMEDOUT: it is removed, but a request is still in flight.
@@ -120,6 +122,9 @@ impl Passthrough {
         let collection = self.collection.as_ref().ok_or_else(|| errno(libc::ENOENT))?;
         let share = collection.remove(name, &self.metrics)?;
         share.close();
+        let revocations = self.revocations.lock().unwrap_or_else(PoisonError::into_inner);
+        revocations.iter().filter_map(Weak::upgrade).for_each(|told| told.revoke(share.serial));
+        drop(revocations);
         self.nodes.revoke(&share);
         self.handles.revoke(&share);
         self.locks.revoke(&share);
@@ -180,12 +185,20 @@ struct Options(AtomicU8);
 
 impl Options {
     fn set(&self, options: SessionOptions) {
-        let SessionOptions { writeback, kill_privileges, submounts, posix_acl, dont_mask, direct_io_mmap } =
-            options;
-        let bits = [writeback, kill_privileges, submounts, posix_acl, dont_mask, direct_io_mmap]
-            .into_iter()
-            .rev()
-            .fold(0, |bits, option| bits << 1 | u8::from(option));
+        let SessionOptions {
+            writeback,
+            kill_privileges,
+            submounts,
+            posix_acl,
+            dont_mask,
+            direct_io_mmap,
+            mapped_files,
+        } = options;
+        let bits =
+            [writeback, kill_privileges, submounts, posix_acl, dont_mask, direct_io_mmap, mapped_files]
+                .into_iter()
+                .rev()
+                .fold(0, |bits, option| bits << 1 | u8::from(option));
         self.0.store(bits, Ordering::Relaxed);
     }
 
@@ -199,6 +212,7 @@ impl Options {
             posix_acl: option(3),
             dont_mask: option(4),
             direct_io_mmap: option(5),
+            mapped_files: option(6),
         }
     }
 }

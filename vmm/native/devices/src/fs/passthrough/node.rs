@@ -44,6 +44,8 @@ pub(super) struct Traits {
     pub flush_matters: bool,
     /// Directories may be mounted at when they are entered.
     pub autofs: bool,
+    /// A shared mapping shows the file as it is.
+    pub mappable: bool,
 }
 
 /// A file that the guest knows of.

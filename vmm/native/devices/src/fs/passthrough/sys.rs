@@ -175,6 +175,7 @@ fn statx(directory: BorrowedFd<'_>, name: &CStr, flags: c_int) -> io::Result<Sta
             statx_attributes: (raw.attributes, raw.attributes_mask),
             dev: DeviceNumber { major: raw.dev_major, minor: raw.dev_minor },
             mask: raw.mask,
+            mapped: false,
         },
         mount: raw.mnt_id,
     })

@@ -1,8 +1,11 @@
 //! Random messages, repeatable by their seed: half sense, half nonsense.
 
+use std::sync::Arc;
+
 use strato_virtio::mock::SeededRandom;
 
 use super::super::host::ROOT_NODE as ROOT;
+use super::super::window::{ReservedWindow, page_size};
 use super::guest::{ANSWER, Guest, HIPRIO, REQUEST, REQUESTS, Setup};
 
 const SEEDS: u64 = 60;
@@ -13,12 +16,13 @@ const NAMES: [&[u8]; 8] = [b"a\0", b"dir\0", b"..\0", b"x/y\0", b"\0", b"user.k\
 fn body(random: &mut SeededRandom, known: &[u64]) -> Vec<u8> {
     let mut body = Vec::new();
     for _ in 0..random.below(12) {
-        match random.below(6) {
+        match random.below(7) {
             0 => body.extend(known[random.below(known.len() as u64) as usize].to_le_bytes()),
             1 => body.extend(random.below(10_000).to_le_bytes()),
             2 => body.extend((random.below(1 << 12) as u32).to_le_bytes()),
             3 => body.extend(NAMES[random.below(8) as usize]),
             4 => body.extend(random.next_u64().to_le_bytes()),
+            5 => body.extend((page_size() * random.below(18)).to_le_bytes()),
             _ => body.extend([0; 8]),
         }
     }
@@ -29,7 +33,11 @@ fn body(random: &mut SeededRandom, known: &[u64]) -> Vec<u8> {
 fn random_messages_leave_the_device_alive() {
     for seed in 0..SEEDS {
         let mut random = SeededRandom::new(seed);
-        let mut guest = Guest::with(Setup::default());
+        let mut setup = Setup::default();
+        if seed % 3 == 0 {
+            setup.config.window = Some(Arc::new(ReservedWindow::new(16 * page_size()).unwrap()));
+        }
+        let mut guest = Guest::with(setup);
         let mut known = vec![ROOT];
         for message in 0..MESSAGES {
             let mut opcode = random.below(55) as u32;

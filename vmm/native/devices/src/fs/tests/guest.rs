@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -30,9 +30,13 @@ pub(super) struct Folder(pub(super) PathBuf);
 
 impl Folder {
     pub(super) fn new() -> Self {
+        Self::below(&std::env::temp_dir())
+    }
+
+    fn below(parent: &Path) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("strato-fuse-{}-{number}", std::process::id()));
+        let path = parent.join(format!("strato-fuse-{}-{number}", std::process::id()));
         fs::create_dir(&path).unwrap();
         Self(path)
     }
@@ -107,12 +111,16 @@ pub(super) struct Setup {
     pub(super) config: FsConfig,
     pub(super) readonly: bool,
     pub(super) remote_locks: bool,
+    /// The folder is on a tmpfs.
+    pub(super) in_memory: bool,
+    /// The root is no folder but a list of shares, empty at first.
+    pub(super) collection: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
         let config = FsConfig { tag: "test".into(), threads: 2, ..FsConfig::default() };
-        Self { config, readonly: false, remote_locks: false }
+        Self { config, readonly: false, remote_locks: false, in_memory: false, collection: false }
     }
 }
 
@@ -125,6 +133,7 @@ pub(super) struct Guest {
     pub(super) uid: u32,
     pub(super) gid: u32,
     unique: u64,
+    pub(super) passthrough: Arc<Passthrough>,
     /// After the device, which has the folder open.
     pub(super) folder: Folder,
 }
@@ -132,15 +141,16 @@ pub(super) struct Guest {
 impl Guest {
     /// A guest that has not mounted yet.
     pub(super) fn unmounted(setup: Setup) -> Self {
-        let folder = Folder::new();
+        let folder = if setup.in_memory { Folder::below(Path::new("/dev/shm")) } else { Folder::new() };
         let directory = fs::OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(&folder.0);
         let mut share = ShareConfig::new(directory.unwrap().into());
         share.cache = setup.config.cache;
         share.readonly = setup.readonly;
-        let mut config = PassthroughConfig::new(Root::Directory(share)).unwrap();
+        let root = if setup.collection { Root::Collection } else { Root::Directory(share) };
+        let mut config = PassthroughConfig::new(root).unwrap();
         config.remote_locks = setup.remote_locks;
         let passthrough = Arc::new(Passthrough::new(config).unwrap());
-        let device = Fs::new(setup.config, passthrough).unwrap();
+        let device = Fs::new(setup.config, passthrough.clone()).unwrap();
         let metrics = device.metrics();
         let ram = guest_ram(RAM_LEN);
         let mut next = 0x1000;
@@ -152,7 +162,8 @@ impl Guest {
         }
         let notifier = MockNotifier::default();
         let host = DeviceHost::new(Box::new(device), Box::new(notifier.clone())).unwrap();
-        let mut guest = Self { host, queues, notifier, metrics, ram, uid: 0, gid: 0, unique: 7, folder };
+        let (uid, gid, unique) = (0, 0, 7);
+        let mut guest = Self { host, queues, notifier, metrics, ram, uid, gid, unique, passthrough, folder };
         guest.host.set_memory(Arc::clone(&guest.ram)).unwrap();
         guest.start();
         guest
@@ -165,6 +176,15 @@ impl Guest {
             let layout: RingLayout = self.queues[usize::from(queue)].layout();
             self.host.start_ring(RingStart { queue, layout, next_avail: 0, kick: None }).unwrap();
         }
+    }
+
+    /// Starts both queues where they were, empty, as a new driver.
+    pub(super) fn restart(&mut self) {
+        for queue in &mut self.queues {
+            let layout = queue.layout();
+            *queue = MockQueue::new(&self.ram, layout.desc_table, layout.size).0;
+        }
+        self.start();
     }
 
     /// A guest that has mounted.

@@ -4,4 +4,6 @@ mod fuzz;
 mod guest;
 mod lies;
 mod life;
+mod mappings;
 mod operations;
+mod window;

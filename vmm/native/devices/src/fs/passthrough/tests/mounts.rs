@@ -1,9 +1,14 @@
 //! Mounts below a share: they are part of it.
 
 use std::fs;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
+use super::super::Root;
 use super::fixture::*;
-use crate::fs::host::{AttributeChange, HostFs, ROOT_NODE, SessionOptions};
+use crate::fs::host::{AttributeChange, HostFs, ROOT_NODE, Revocation, SessionOptions, ShareId};
+use crate::fs::window::{Mapping, ReservedWindow, Window, page_size};
 
 #[test]
 fn mounts_below_the_share_are_crossed_and_announced() {
@@ -132,4 +137,86 @@ fn overlay_keeps_files_the_same_when_they_are_copied_up() {
     assert_eq!(fs.walk("mine").unwrap().attributes.uid, 1000);
     fs.setxattr(&root(), before.node, c"user.a", b"1", 0, false).unwrap();
     fs.syncfs(ROOT_NODE).unwrap();
+}
+
+#[test]
+fn files_are_mapped_only_where_a_mapping_shows_them_as_they_are() {
+    if !is_root() {
+        return;
+    }
+    let outside = Outside::new();
+    private_mounts();
+    mount_tmpfs(&outside.share);
+    for name in ["lower", "upper", "work", "merged", "proc"] {
+        fs::create_dir(outside.share.join(name)).unwrap();
+    }
+    for name in ["plain", "bound", "lower/file"] {
+        fs::write(outside.share.join(name), name).unwrap();
+    }
+    mount_proc(&outside.share.join("proc"));
+    bind(&outside.share.join("proc/version"), &outside.share.join("bound"));
+    let [lower, upper, work, merged] =
+        ["lower", "upper", "work", "merged"].map(|name| outside.share.join(name));
+    let overlay = mount_overlay(&merged, &lower, &upper, &work);
+    let fs = serve(&outside.share);
+    assert!(!fs.walk("plain").unwrap().attributes.mapped, "not agreed on");
+    fs.begin(SessionOptions { mapped_files: true, ..SessionOptions::default() });
+    let cases = [
+        ("plain", 0),
+        ("bound", libc::ENODEV),
+        ("proc/version", libc::ENODEV),
+        ("merged/file", libc::ENODEV),
+    ];
+    for (path, error) in cases.into_iter().take(if overlay { 4 } else { 3 }) {
+        // The second time it is known already.
+        for _ in 0..2 {
+            let entry = fs.walk(path).unwrap();
+            assert_eq!(entry.attributes.mapped, error == 0, "{path}");
+            assert_eq!(fs.attributes(entry.node, None).unwrap().0.mapped, error == 0, "{path}");
+            assert_eq!(code(&fs.open_to_map(entry.node, false)), error, "{path}");
+        }
+    }
+    assert_eq!(fs::read_dir(upper).unwrap().count(), 0, "asking has copied nothing up");
+}
+
+/// Someone with a page of a share's file in a window.
+#[derive(Debug)]
+struct Mapper {
+    window: ReservedWindow,
+    told: Mutex<Vec<ShareId>>,
+}
+
+impl Revocation for Mapper {
+    fn revoke(&self, share: ShareId) {
+        self.told.lock().unwrap().push(share);
+        self.window.unmap(0, page_size());
+    }
+}
+
+#[test]
+fn a_removed_share_is_unmapped_and_not_busy() {
+    if !is_root() {
+        return;
+    }
+    let outside = Outside::new();
+    private_mounts();
+    mount_tmpfs(&outside.share);
+    fs::write(outside.share.join("file"), "contents").unwrap();
+    let fs = passthrough(Root::Collection);
+    fs.add_share(c"share", share(&outside.share)).unwrap();
+    let mapper =
+        Arc::new(Mapper { window: ReservedWindow::new(page_size()).unwrap(), told: Mutex::default() });
+    let told: Weak<Mapper> = Arc::downgrade(&mapper);
+    fs.tell_of_removals(told);
+    let file = fs.open_to_map(fs.walk("share/file").unwrap().node, true).unwrap();
+    let mapping = Mapping { window_offset: 0, len: page_size(), file_offset: 0, writable: true };
+    mapper.window.map(file.as_fd(), mapping).unwrap();
+    let number = file.share();
+    assert!(!file.revoked());
+    // A request that still has the file: it is told, and the removal waits for it.
+    assert_eq!(code(&fs.remove_share(c"share", Duration::ZERO)), libc::ETIMEDOUT);
+    assert_eq!((file.revoked(), mapper.told.lock().unwrap().clone()), (true, vec![number]));
+    assert_eq!(unmount(&outside.share), libc::EBUSY);
+    drop(file);
+    assert_eq!(unmount(&outside.share), 0, "the mapping is gone");
 }
