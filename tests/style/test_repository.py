@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.framework.runtime import CHECKOUT
+from tests.ladder import RUNGS
 
 pytestmark = pytest.mark.style
 
@@ -115,3 +116,16 @@ def test_every_test_module_is_on_a_rung() -> None:
 def test_lock_files_are_committed() -> None:
     names = {str(path.relative_to(CHECKOUT)) for path in tracked()}
     assert {"vmm/native/Cargo.lock", "guest-agent/Cargo.lock"} <= names
+
+
+def test_every_test_is_in_a_rung_that_looks_into_its_folder() -> None:
+    missed = []
+    for path in tracked():
+        place = path.relative_to(CHECKOUT)
+        if path.name.startswith("test_") and path.suffix == ".py":
+            markers = set(re.findall(r"\bpytest\.mark\.(\w+)", path.read_text()))
+            rungs = [rung for rung in RUNGS if rung.marker in markers]
+            looking = [rung for rung in rungs if any(place.is_relative_to(folder) for folder in rung.folders)]
+            if not rungs or looking != rungs:
+                missed.append(f"{place}: {sorted(markers)}")
+    assert missed == []

@@ -1,13 +1,14 @@
 """A sandbox whose guest is in the test's hands: real Sandbox, task service and pump, no VM.
 
-The VM is a `sleep`, the agent a ttrpc server on the unix socket where vsock would be. What the guest does
-(answers, exits, lies) is set on `FakeAgent`.
+The VM is a `sleep` beside a QMP server, the agent a ttrpc server on the unix socket where vsock would be.
+What the guest does (answers, exits, lies) is set on `FakeAgent`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -145,11 +146,35 @@ class FakeAgent:
                 stream.close()
 
 
+class FakeVmm:
+    """Answers every QMP command with success and notes it."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.commands: list[tuple[str, dict[str, Any]]] = []
+        self._serving = asyncio.ensure_future(
+            asyncio.start_unix_server(self._connection, sock=_listen(layout.qmp))
+        )
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'{"QMP": {"version": {}, "capabilities": []}}\n')
+        with contextlib.suppress(ConnectionError):
+            while line := await reader.readline():
+                request = json.loads(line)
+                if request["execute"] != "qmp_capabilities":
+                    self.commands.append((request["execute"], request.get("arguments", {})))
+                writer.write(json.dumps({"return": {}, "id": request["id"]}).encode() + b"\n")
+        writer.close()
+
+    async def close(self) -> None:
+        (await self._serving).close()
+
+
 class FakeShared:
     """The shared directory: notes what it is told."""
 
     def __init__(self) -> None:
         self.present: set[str] = set()
+        self.rootfs_directory, self.volumes_directory = Path("/rootfs"), Path("/volumes")
 
     def add_rootfs(self, container_id: str, mounts: Any, host_root: str | None) -> None:
         self.present.add(container_id)
@@ -191,6 +216,7 @@ class Bench:
         self.ended = asyncio.Event()
         self.preparation = self._preparation(settings)
         self.agent = FakeAgent(self.layout)
+        self.vmm = FakeVmm(self.layout)
         self.sandbox = Sandbox(self.preparation, self.publisher, self.reaper)
         self.task = TaskService(self.sandbox, self.ended.set)
 
@@ -255,6 +281,7 @@ class Bench:
         await self.sandbox.shut_down()
         await self.publisher.close()
         await self.agent.close()
+        await self.vmm.close()
         for pid in list(self.reaper._waiting):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

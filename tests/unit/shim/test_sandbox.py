@@ -62,6 +62,24 @@ def test_life_of_a_container_is_told_in_order() -> None:
     run(test)
 
 
+def test_files_are_shown_to_the_guest_before_it_is_asked_and_taken_back_when_it_refuses() -> None:
+    async def test(bench: Bench) -> None:
+        share = {"tag": "rootfs", "name": "c1"}
+        shown = [("x-strato-add-share", {**share, "directory": "/rootfs/c1"})]
+
+        async def look_and_refuse(request: Any) -> Message | None:
+            assert bench.vmm.commands == shown
+            raise UnimplementedError("no")
+
+        bench.agent.behaviour["CreateContainer"] = look_and_refuse
+        await bench.agent.boot()
+        with pytest.raises(ShimError):
+            await bench.create()
+        assert bench.vmm.commands == [*shown, ("x-strato-remove-share", share)]
+
+    run(test)
+
+
 def test_exit_before_start_has_answered_is_told_after_the_start() -> None:
     async def test(bench: Bench) -> None:
         await bench.agent.boot()

@@ -69,6 +69,10 @@ fn run(seed: u64, engine: EngineChoice, cache: CacheMode) {
             _ => {}
         }
         m.host.unpause();
+        if step == 399 {
+            // What was offered without a kick since the last one.
+            (0..2).for_each(|queue| m.host.kick(queue));
+        }
         m.host.turn(0).unwrap();
         if step == 399 {
             m.host.pause();

@@ -7,9 +7,13 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::super::{CachePolicy, Limits, Passthrough, PassthroughConfig, Root, ShareConfig};
 use crate::fs::host::{Caller, Creation, Entry, HandleId, HostFs, NodeId, ROOT_NODE, SessionOptions};
+
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// A folder that goes with its owner.
 pub(crate) struct Scratch(PathBuf);
@@ -240,6 +244,28 @@ pub(crate) fn unmount(target: &Path) -> i32 {
     // SAFETY: a C string.
     let done = unsafe { libc::umount2(target.as_ptr(), 0) };
     if done == 0 { 0 } else { io::Error::last_os_error().raw_os_error().unwrap() }
+}
+
+/// How many descriptors of this process lead to `path` or below.
+pub(crate) fn descriptors_below(path: &Path) -> usize {
+    let targets = fs::read_dir("/proc/self/fd").unwrap();
+    targets
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .filter(|target| target.starts_with(path))
+        .count()
+}
+
+/// Unmounts what nothing of ours may hold. Other tests hold it busy for an instant: one that looks where our
+/// descriptors lead, and a child that has copies of them until it has become its program.
+pub(crate) fn unmount_released(path: &Path, context: &str) {
+    let deadline = Instant::now() + SOON;
+    loop {
+        match unmount(path) {
+            0 => return,
+            libc::EBUSY if Instant::now() < deadline => thread::yield_now(),
+            error => panic!("{context}: errno {error}"),
+        }
+    }
 }
 
 /// Next to the share lies what the guest must never see or change.
