@@ -23,7 +23,9 @@ from tests.framework.debian_kernel import DebianKernel
 from tests.framework.runtime import CHECKOUT, MissingToolError
 from tools import image
 from vmm import paths
+from vmm.engines import host_clock
 from vmm.errors import VmmError
+from vmm.log import Log
 
 from . import LabSetUpError, LostHostError, initramfs, machine
 from .console import Console
@@ -34,6 +36,8 @@ INSIDE = "/run/strato-lab/share"
 """Where host.sh mounts the share."""
 _READ_BYTES = 65536
 _LEAVE_S = 20.0  # from the command's end to QEMU's
+# QEMU says this of a score of features at each start.
+_NOISE = "TCG doesn't support requested feature"
 
 
 class Listener(Protocol):
@@ -153,15 +157,13 @@ class LabHost:
 
     def _lost(self, why: str) -> LostHostError:
         dead = [name for name, process in self._processes.items() if process.poll() is not None]
-        logs = "".join(
-            f"\n--- {path.name}\n{text}"
-            for path in sorted(self.directory.glob("*.log"))
-            if (text := path.read_text(errors="replace").strip())
-        )
-        return LostHostError(
-            f"Test host {why}; not alive any more: {', '.join(dead) or 'nothing'}\n"
-            f"--- console\n{self.console.tail()}{logs}"
-        )
+        logs = [f"--- console\n{self.console.tail()}"]
+        for path in sorted(self.directory.glob("*.log")):
+            lines = path.read_text(errors="replace").splitlines()
+            text = "\n".join(line for line in lines if _NOISE not in line)
+            logs += [f"--- {path.name}\n{text}"] if text else []
+        alive = f"ended by then: {', '.join(dead) or 'nothing'}"
+        return LostHostError("\n".join([f"Test host {why}; {alive}", *logs]))
 
     def _start(self) -> None:
         kernel = DebianKernel.installed()
@@ -187,6 +189,8 @@ class LabHost:
                 output_fd=output.fileno(),
                 machine_socket=sockets["machine"],
                 share_socket=sockets["share"],
+                # Debian's kernel and ours have the same CONFIG_HZ.
+                clock=host_clock.guest_arguments(host_clock.tsc_khz(Log())),
             )
             self._spawn("qemu", machine.qemu_command(files, self.settings), console.fileno(), output.fileno())
 

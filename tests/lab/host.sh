@@ -10,10 +10,6 @@ say() {
 	echo "strato-lab: $*" >/dev/console
 }
 
-path=$PATH
-export PATH=$lab/bin
-$lab/bin/busybox --install -s $lab/bin
-
 mount -t sysfs sysfs /sys
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t debugfs debugfs /sys/kernel/debug
@@ -56,7 +52,7 @@ cat $lab/output >/dev/vport0p1 &
 printer=$!
 say "up $(cut -d ' ' -f 1 /proc/uptime)"
 set +e
-PATH=$path /bin/sh $share/command </dev/null >$lab/output 2>&1
+/bin/sh $share/command </dev/null >$lab/output 2>&1
 status=$?
 say "ended $status $(cut -d ' ' -f 1 /proc/uptime)"
 # What the command left behind may hold its output open.
