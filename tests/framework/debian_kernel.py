@@ -44,7 +44,9 @@ class DebianKernel:
         order: list[str] = []
         for name in names:
             if _plain(name) not in needs:
-                raise MissingToolError(f"Kernel {self.directory} has no module {name}; rename it where it is wanted")
+                raise MissingToolError(
+                    f"Kernel {self.directory} has no module {name}; rename it where it is wanted"
+                )
             order += [path for path in needs[_plain(name)] if path not in order]
         return [tree / path for path in order]
 

@@ -73,9 +73,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--cpus", type=int, default=defaults.cpus, help="vCPUs (default %(default)s)")
-    parser.add_argument("--memory", type=int, default=defaults.memory_mib, metavar="MIB", help="of the host")
+    parser.add_argument(
+        "--memory", type=int, default=defaults.memory_mib, metavar="MIB", help="default %(default)s"
+    )
     parser.add_argument("--deadline", type=float, default=defaults.deadline_s, metavar="S", help="for all")
-    parser.add_argument("--silence", type=float, default=defaults.silence_s, metavar="S", help="without output")
+    parser.add_argument(
+        "--silence", type=float, default=defaults.silence_s, metavar="S", help="without output"
+    )
     parser.add_argument("--results", type=Path, metavar="DIR", help="copy STRATO_LAB_RESULTS here in the end")
     parser.add_argument("command", nargs="+", metavar="COMMAND")
     return parser

@@ -226,8 +226,9 @@ class LabHost:
         self.results.mkdir(parents=True)
         (self.share / "modules").write_text(f"{kernel.module_root}\n")
         (self.share / "command").write_text(_script(self._command))
-        kept = {_below_tmp(path) for path in (CHECKOUT, self._command.directory, kernel.directory)}
-        kept |= {_below_tmp(path.resolve()) for path in (paths.kernel(), paths.launcher())}
+        needed = [CHECKOUT, self._command.directory, kernel.directory]
+        needed += [path.resolve() for path in (Path(sys.executable), paths.kernel(), paths.launcher())]
+        kept = {_below_tmp(path) for path in needed}
         (self.share / "kept").write_text("".join(f"{name}\n" for name in sorted(kept - {""})))
 
 

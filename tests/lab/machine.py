@@ -1,6 +1,7 @@
 """The command lines of a test host: QEMU with the measured options, and a virtiofsd for each share. Pure.
 
-Options: multi-threaded TCG as the CPU, an AMD with nested paging; guest memory shared, as vhost-user wants it.
+The CPU is an AMD with nested paging, emulated by one thread for each vCPU; guest memory is shared, as
+vhost-user wants it.
 """
 
 from collections.abc import Sequence
@@ -40,8 +41,8 @@ class MachineFiles:
     machine_socket: Path
     share_socket: Path
     clock: tuple[str, ...]
-    """Arguments that tell the kernel of the TSC; it would take the far slower HPET for its clock otherwise, and
-    no guest of it would have a stable one."""
+    """Arguments that tell the kernel of the TSC. Without them it takes the far slower HPET for its clock, and
+    none of its guests has a stable one."""
 
 
 def qemu_command(files: MachineFiles, settings: LabSettings) -> list[str]:

@@ -1,5 +1,5 @@
-"""`python -m tests.lab.served_folder SOURCE VIEW PROGRAM…`: runs a program in a mount namespace of its own, where
-VIEW shows SOURCE with everything mounted below it, read-only all the way down.
+"""`python -m tests.lab.served_folder SOURCE VIEW PROGRAM…`: runs a program in a mount namespace of its own,
+where VIEW shows SOURCE with everything mounted below it, read-only all the way down.
 
 For virtiofsd, which has no read-only mode in the release that we use. The view is gone with the program, and
 the program with its parent.

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.framework.engine import VARIABLE as ENGINE_VARIABLE
+from vmm.config import EngineName
+
 RESULTS_VARIABLE = "STRATO_LAB_RESULTS"
 """Environment variable of the command: a folder whose content is carried out of the test host."""
 
@@ -40,9 +43,12 @@ class Command:
 
 
 def inherited_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The part of an environment that makes sense in the test host and that a shell can export."""
-    return {
+    """The part of an environment that makes sense in the test host and that a shell can export, and the
+    engine that the tests use there unless it names another one.
+    """
+    kept = {
         name: value
         for name, value in environment.items()
         if _NAME.fullmatch(name) and not _DROPPED.fullmatch(name)
     }
+    return {ENGINE_VARIABLE: EngineName.KVM, **kept}
