@@ -61,8 +61,10 @@ def probe_image(cache: Cache) -> Path:
     return cache.entry("probe-image", inputs, build) / "probe.img"
 
 
-def boot(kernel: Path, image: Path, arguments: Sequence[str] = (), *, cpus: int = 2) -> BareBoot:
-    """Boot once, with further kernel arguments.
+def boot(
+    kernel: Path, image: Path, arguments: Sequence[str] = (), *, cpus: int = 2, kvm: bool = False
+) -> BareBoot:
+    """Boot once, with further kernel arguments; with `kvm` on the host's processor instead of TCG.
 
     Raises BootError when user space is not reached or the boot does not end within a minute.
     """
@@ -74,7 +76,8 @@ def boot(kernel: Path, image: Path, arguments: Sequence[str] = (), *, cpus: int 
         memory=MemoryConfig(size_mib=256),
         rng=RngConfig(enabled=False),  # it would need somebody to serve it
     )
-    clock = host_clock.guest_arguments(host_clock.tsc_khz(Log()))
+    # Under KVM the guest has kvmclock.
+    clock = () if kvm else host_clock.guest_arguments(host_clock.tsc_khz(Log()))
     plan = MicrovmBoard().plan(config, clock)
     ours, console = socket.socketpair()
     control, qmp = socket.socketpair()
@@ -82,6 +85,9 @@ def boot(kernel: Path, image: Path, arguments: Sequence[str] = (), *, cpus: int 
         with console, qmp:
             host = qemu_arguments.QemuHost(program=paths.qemu(), qmp_fd=qmp.fileno())
             command = qemu_arguments.command_line(plan, Wiring(console_fd=console.fileno()), host)
+            if kvm:
+                for option, value in (("-accel", "kvm"), ("-cpu", "host")):
+                    command[command.index(option) + 1] = value
             # QEMU reads these as soon as its monitor is up, so nothing waits for a round trip.
             control.sendall(b'{"execute":"qmp_capabilities"}{"execute":"cont"}')
             begin = time.monotonic()
