@@ -87,7 +87,7 @@ from tests.conftest import pytest_addoption, pytest_configure
 """
 
 
-def run(directory: Path, *arguments: str, lose: str = "") -> tuple[int, str]:
+def run(directory: Path, *arguments: str, lose: str = "", engine: str = "tcg") -> tuple[int, str]:
     """The outer pytest's status and what it printed."""
     folder = directory / "tests/integration"
     folder.mkdir(parents=True)
@@ -100,6 +100,7 @@ def run(directory: Path, *arguments: str, lose: str = "") -> tuple[int, str]:
         **os.environ,
         "RESULTS": str(directory / "results"),
         "LOSE": lose,
+        "STRATO_TEST_ENGINE": engine,
         "PYTHONPATH": str(CHECKOUT),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
@@ -153,3 +154,11 @@ def test_pytest_that_dies_inside_fails_what_it_did_not_run_and_the_session(tmp_p
     assert status == pytest.ExitCode.INTERRUPTED
     assert "3 failed, 2 passed, 1 skipped, 1 error" in text
     assert "pytest in the test host ended with 9" in text
+
+
+def test_engine_that_is_not_built_skips_with_its_name(tmp_path: Path) -> None:
+    status, text = run(tmp_path, engine="xen")
+
+    assert status == pytest.ExitCode.OK
+    assert "6 skipped" in text
+    assert "engine xen is not built in this release" in text
