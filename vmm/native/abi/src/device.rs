@@ -13,9 +13,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use strato_plumbing::{Failure, Result};
-use strato_vhost_user::{Observer, Shell};
+use strato_vhost_user::Shell;
 use strato_virtio::thread::spawn;
-use strato_virtio::{DeviceCore, DeviceFault, WorkerEnd, panic_text};
+use strato_virtio::{DeviceCore, DeviceFault, Observer, WorkerEnd, panic_text};
 
 use crate::events::{EventKind, EventRing};
 use crate::kinds::Control;

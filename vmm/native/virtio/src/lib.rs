@@ -19,6 +19,7 @@ mod host;
 mod iov;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
+mod observer;
 mod posted;
 pub mod random;
 pub mod record;
@@ -38,6 +39,7 @@ pub use self::features::{
 };
 pub use self::host::{DeviceHost, RingStart};
 pub use self::iov::{GuestBuffers, IovecStorage, MAX_IOVECS, OwnedGuestBuffers};
+pub use self::observer::{Observer, Unobserved};
 pub use self::posted::PostedBuffers;
 pub use self::ring::{MAX_RING_SIZE, Ring, RingError, RingLayout};
 pub use self::worker::{Worker, WorkerEnd, WorkerError, panic_text};

@@ -1,0 +1,1 @@
+//! x86_64: CPUID, registers, how kernels are entered, ACPI tables.
