@@ -263,6 +263,8 @@ sizes! {
     strato_vmm_sizeof_net_config => kinds::RawNetConfig,
     strato_vmm_sizeof_console_port => kinds::RawConsolePort,
     strato_vmm_sizeof_console_config => kinds::RawConsoleConfig,
+    strato_vmm_sizeof_balloon_config => kinds::RawBalloonConfig,
+    strato_vmm_sizeof_balloon_info => kinds::RawBalloonInfo,
 }
 
 // The numbers that the header gives to this enum.
