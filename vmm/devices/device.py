@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
     from types import TracebackType
-    from typing import Any
+    from typing import Any, Self
 
     from .events import EventRing
 
@@ -27,7 +27,7 @@ class Device:
     def __init__(self, handle: Any) -> None:
         self._device = handle
 
-    def __enter__(self) -> Device:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
