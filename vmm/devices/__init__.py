@@ -7,12 +7,33 @@ Three layers, as in ``vmm.sys``: the C header (``vmm/native/abi/include/strato_v
 
 from ..libraries import LibraryMismatchError, NativeBugError
 from .calls import LIBRARY_TAG
-from .device import BlockDevice, Device, Limits, NetDevice, SharesDevice, block, fs, net, rng, vsock
+from .device import (
+    BalloonDevice,
+    BalloonInfo,
+    BlockDevice,
+    ConsoleDevice,
+    ConsolePort,
+    Device,
+    Limits,
+    NetDevice,
+    SharesDevice,
+    balloon,
+    block,
+    console,
+    fs,
+    net,
+    rng,
+    vsock,
+)
 from .events import DeviceEvent, DeviceEventKind, EventRing
 
 __all__ = [
     "LIBRARY_TAG",
+    "BalloonDevice",
+    "BalloonInfo",
     "BlockDevice",
+    "ConsoleDevice",
+    "ConsolePort",
     "Device",
     "DeviceEvent",
     "DeviceEventKind",
@@ -22,7 +43,9 @@ __all__ = [
     "NativeBugError",
     "NetDevice",
     "SharesDevice",
+    "balloon",
     "block",
+    "console",
     "fs",
     "net",
     "rng",
