@@ -5,5 +5,15 @@
 
 pub mod arch;
 pub mod bus;
+pub mod counters;
 pub mod events;
+mod exit;
+mod gate;
+mod hub;
+mod kick;
+pub mod memory;
 pub mod platform;
+mod vcpu;
+mod vm;
+#[cfg(test)]
+mod tests;
