@@ -177,7 +177,7 @@ unsafe fn create(
     }
     // SAFETY: passed on to the caller.
     let (ring, name) = unsafe { (Arc::clone(&events_of(events)?.0), required(name, "name")?) };
-    let device = Device::new(&name.to_string_lossy(), parts()?, Reporter::new(ring, tag))?;
+    let device = Device::new(&name.to_string_lossy(), parts()?, Reporter::new(ring, tag));
     // SAFETY: passed on to the caller.
     unsafe { store(ret, Box::into_raw(Box::new(device))) }
 }
