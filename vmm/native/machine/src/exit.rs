@@ -68,7 +68,8 @@ fn handle(fd: &mut VcpuFd, buses: &Buses, counters: &Counters) -> Next {
     }
     match run.exit_reason {
         KVM_EXIT_INTR => Next::Look,
-        KVM_EXIT_IRQ_WINDOW_OPEN => Next::Enter,
+        // A guest that programs a line as level triggered tells of its end, which nobody waits for.
+        KVM_EXIT_IRQ_WINDOW_OPEN | KVM_EXIT_IOAPIC_EOI => Next::Enter,
         KVM_EXIT_SHUTDOWN => Next::Tell(MachineEvent::TripleFault),
         KVM_EXIT_SYSTEM_EVENT => {
             // SAFETY: as above.

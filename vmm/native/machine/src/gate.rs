@@ -44,6 +44,16 @@ impl State {
         self.parked == self.kicks.len()
     }
 
+    fn check(&self) -> Result<()> {
+        if self.lost {
+            return Err(Failure::new("Machine has lost a vCPU to a bug: end it", libc::ENOTRECOVERABLE));
+        }
+        match self.ended {
+            None => Ok(()),
+            Some(end) => Err(Failure::refused(format!("Guest has come to an end ({end}): reset the machine first"))),
+        }
+    }
+
     fn call_all(&mut self) {
         for kick in &mut self.kicks {
             // Fails only for a thread that has ended, which takes its number out of here first.
@@ -150,18 +160,21 @@ impl Gate {
         true
     }
 
-    /// Lets the vCPUs go.
+    /// Whether the vCPUs can be let go.
     ///
     /// # Errors
     /// The guest has come to an end, or the machine has lost a thread.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.locked().check()
+    }
+
+    /// Lets the vCPUs go.
+    ///
+    /// # Errors
+    /// As [`Self::check`].
     pub(crate) fn open(&self) -> Result<()> {
         let mut state = self.locked();
-        if state.lost {
-            return Err(Failure::new("Machine has lost a vCPU to a bug: end it", libc::ENOTRECOVERABLE));
-        }
-        if let Some(end) = state.ended {
-            return Err(Failure::refused(format!("Guest has come to an end ({end}): reset the machine first")));
-        }
+        state.check()?;
         state.order = Order::Run;
         self.changed.notify_all();
         Ok(())
@@ -184,6 +197,11 @@ impl Gate {
     /// Forgets the end that the guest has come to.
     pub(crate) fn forget_end(&self) {
         self.locked().ended = None;
+    }
+
+    /// Whether the guest has come to an end, or its machine.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.locked().check().is_err()
     }
 
     /// Whether vCPUs may be in the guest.

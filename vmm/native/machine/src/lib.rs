@@ -13,7 +13,10 @@ mod hub;
 mod kick;
 pub mod memory;
 pub mod platform;
+pub mod probe;
+pub mod slot;
 mod vcpu;
 mod vm;
+
 #[cfg(test)]
 mod tests;

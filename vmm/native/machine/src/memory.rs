@@ -115,7 +115,9 @@ pub fn guest_ram(config: MemoryConfig) -> Result<GuestRamHandle> {
     let mut mapped = Vec::with_capacity(regions.len());
     for Region { guest_addr, bytes } in regions {
         let mapping = map(file.as_ref().map(|file| (file, offset)), bytes, flags)?;
-        advise(&mapping, huge, matches!(flags & libc::MAP_SHARED, 0) && file.is_some())?;
+        // Pages of a file's private mapping are copied one by one.
+        let transparent = !huge && (file.is_none() || flags & libc::MAP_SHARED != 0);
+        advise(&mapping, transparent)?;
         if prealloc {
             populate(&mapping)?;
         }
@@ -197,9 +199,10 @@ fn map(file: Option<(&Arc<File>, u64)>, bytes: u64, flags: i32) -> Result<MmapRe
     second
 }
 
-fn advise(mapping: &MmapRegion, huge: bool, private_file: bool) -> Result<()> {
+/// Keeps RAM out of forked children and core dumps, and asks for huge pages where they can be had for the asking.
+fn advise(mapping: &MmapRegion, transparent: bool) -> Result<()> {
     let mut advice = vec![(libc::MADV_DONTFORK, "MADV_DONTFORK"), (libc::MADV_DONTDUMP, "MADV_DONTDUMP")];
-    if !huge && !private_file {
+    if transparent {
         advice.push((libc::MADV_HUGEPAGE, "MADV_HUGEPAGE"));
     }
     for (number, name) in advice {
@@ -233,9 +236,34 @@ fn populate(mapping: &MmapRegion) -> Result<()> {
     Ok(())
 }
 
-/// The regions of RAM as they were asked for.
-pub fn regions(ram: &GuestRam) -> Vec<Region> {
-    ram.iter()
-        .map(|region| Region { guest_addr: region.start_addr().0, bytes: region.len() })
-        .collect()
+/// Makes RAM zeros, as it is for a guest that begins, and gives its pages back to the host. No vCPU may run.
+///
+/// # Errors
+/// The host's kernel does not do it.
+pub fn clear(ram: &GuestRam) -> Result<()> {
+    for region in ram.iter() {
+        let (addr, len) = (region.as_ptr().cast(), region.size());
+        let shared = region.flags() & libc::MAP_SHARED != 0;
+        let outcome = match region.file_offset() {
+            // SAFETY: pointer and length are those of a mapping of RAM, which its guest does not use now. Whoever
+            // else has the memory sees zeros, as after any write.
+            Some(_) if shared => unsafe { libc::madvise(addr, len, libc::MADV_REMOVE) },
+            Some(_) => {
+                // Discarded pages would be the file's again, so the file's mapping gives way to an empty one.
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+                // SAFETY: exactly the region's own addresses are mapped anew, with the access that they had; the
+                // region unmaps them by address and length when it goes.
+                let place = unsafe { libc::mmap(addr, len, region.prot(), flags, -1, 0) };
+                if place == libc::MAP_FAILED {
+                    return Err(Failure::last("Cannot make RAM empty"));
+                }
+                advise(region, true)?;
+                0
+            }
+            // SAFETY: as for shared memory.
+            None => unsafe { libc::madvise(addr, len, libc::MADV_DONTNEED) },
+        };
+        check(outcome, || "Cannot make RAM empty".into())?;
+    }
+    Ok(())
 }

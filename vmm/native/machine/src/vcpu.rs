@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use kvm_ioctls::VcpuFd;
 use strato_plumbing::{Failure, Result};
-use strato_virtio::panic_text;
+use strato_virtio::{GuestRamHandle, panic_text};
 use strato_virtio::thread::spawn;
 
 use crate::counters::{self, Counters};
@@ -19,6 +19,7 @@ use crate::exit::{Buses, Next, turn};
 use crate::gate::Pass;
 use crate::hub::Hub;
 use crate::kick::{self, Kick};
+use crate::vm::Vm;
 
 struct Vcpu {
     fd: Mutex<VcpuFd>,
@@ -36,15 +37,18 @@ pub(crate) struct Vcpus {
     vcpus: Vec<Arc<Vcpu>>,
     threads: Vec<JoinHandle<()>>,
     hub: Arc<Hub>,
+    // A vCPU keeps its VM in KVM alive, and so must the memory be that KVM has for it.
+    _ram: Option<GuestRamHandle>,
 }
 
 impl Vcpus {
-    /// Starts a thread for each vCPU, in the order of their ids. All of them are parked when this returns.
+    /// Starts a thread for each vCPU of `vm`, in the order of their ids. All are parked when this returns.
     ///
     /// # Errors
     /// No thread to be had.
-    pub(crate) fn start(fds: Vec<VcpuFd>, hub: &Arc<Hub>, buses: &Arc<Buses>) -> Result<Self> {
-        let mut all = Self { vcpus: Vec::new(), threads: Vec::new(), hub: Arc::clone(hub) };
+    pub(crate) fn start(vm: &Vm, fds: Vec<VcpuFd>, hub: &Arc<Hub>, buses: &Arc<Buses>) -> Result<Self> {
+        let _ram = vm.ram().map(Arc::clone);
+        let mut all = Self { vcpus: Vec::new(), threads: Vec::new(), hub: Arc::clone(hub), _ram };
         for fd in fds {
             let place = hub.gate.add(Kick::new(&fd)?);
             let vcpu = Arc::new(Vcpu { fd: Mutex::new(fd), counters: Counters::default() });

@@ -3,20 +3,20 @@
 //! [`Vm`] lives as long as its last vCPU; guest RAM is kept until KVM has let go of it.
 
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::Arc;
 
-use kvm_bindings::{
-    KVM_API_VERSION, KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_MEM_LOG_DIRTY_PAGES, KvmIrqRouting,
-    kvm_irq_routing_entry, kvm_userspace_memory_region,
-};
+use kvm_bindings::{KVM_API_VERSION, KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use strato_plumbing::{Failure, Result};
 use strato_virtio::GuestRamHandle;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::arch::{InterruptController, LINES};
+
 /// What this program cannot do without, by KVM's names.
 const REQUIRED: [(Cap, &str); 9] = [
-    (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
     (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
@@ -27,17 +27,15 @@ const REQUIRED: [(Cap, &str); 9] = [
     (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
 ];
 
-/// Inputs of the I/O APIC that KVM emulates (KVM_IOAPIC_NUM_PINS).
-const IOAPIC_PINS: u32 = 24;
-
 pub(crate) fn failure(what: impl Into<String>, error: kvm_ioctls::Error) -> Failure {
     Failure::new(what, error.errno())
 }
 
 /// A virtual machine, still without its threads.
 pub(crate) struct Vm {
+    interrupts: Arc<InterruptController>,
     // Before RAM: KVM lets go of the mappings first.
-    fd: VmFd,
+    fd: Arc<VmFd>,
     kvm: Kvm,
     ram: Option<GuestRamHandle>,
     dirty_log: bool,
@@ -76,30 +74,13 @@ impl Vm {
                 outcome => break outcome.map_err(|error| failure("Cannot create a VM", error))?,
             }
         };
-        let vm = Self { fd, kvm, ram: None, dirty_log: false };
-        vm.create_interrupt_controllers()?;
-        Ok(vm)
+        let fd = Arc::new(fd);
+        let interrupts = InterruptController::new(Arc::clone(&fd))?;
+        Ok(Self { interrupts, fd, kvm, ram: None, dirty_log: false })
     }
 
-    /// LAPICs and I/O APIC. KVM's PIC comes with them but gets no line: the guest does not use it, and it would
-    /// look up and lock for every interrupt. There is no PIT.
-    fn create_interrupt_controllers(&self) -> Result<()> {
-        self.fd.create_irq_chip().map_err(|error| failure("Cannot create interrupt controllers", error))?;
-        let entries: Vec<kvm_irq_routing_entry> = (0..IOAPIC_PINS)
-            .map(|pin| {
-                let mut entry = kvm_irq_routing_entry {
-                    gsi: pin,
-                    type_: KVM_IRQ_ROUTING_IRQCHIP,
-                    ..kvm_irq_routing_entry::default()
-                };
-                entry.u.irqchip.irqchip = KVM_IRQCHIP_IOAPIC;
-                entry.u.irqchip.pin = pin;
-                entry
-            })
-            .collect();
-        let routing = KvmIrqRouting::from_entries(&entries);
-        let routing = routing.map_err(|_| Failure::refused("Interrupt routes do not fit their table"))?;
-        self.fd.set_gsi_routing(&routing).map_err(|error| failure("Cannot route interrupts", error))
+    pub(crate) fn interrupts(&self) -> &Arc<InterruptController> {
+        &self.interrupts
     }
 
     pub(crate) fn kvm(&self) -> &Kvm {
@@ -177,10 +158,10 @@ impl Vm {
     /// # Errors
     /// What KVM says.
     pub(crate) fn connect_interrupt(&self, interrupt: &EventFd, gsi: u32) -> Result<()> {
-        if gsi >= IOAPIC_PINS {
+        if gsi >= LINES {
             return Err(Failure::refused(format!(
                 "Interrupt line {gsi} does not exist: the last one is {}",
-                IOAPIC_PINS - 1
+                LINES - 1
             )));
         }
         let outcome = self.fd.register_irqfd(interrupt, gsi);
@@ -208,15 +189,20 @@ impl Vm {
         outcome.map_err(|error| failure(format!("Cannot disconnect the doorbell at {addr:#x}"), error))
     }
 
-    /// Makes `count` vCPUs, ids from 0.
-    ///
-    /// # Errors
-    /// More than KVM gives, or what it says.
-    pub(crate) fn create_vcpus(&self, count: u32) -> Result<Vec<VcpuFd>> {
+    /// Refuses a number of vCPUs that KVM does not give.
+    pub(crate) fn check_cpus(&self, count: u32) -> Result<()> {
         let most = self.kvm.get_max_vcpus();
         if count == 0 || count as usize > most {
             return Err(Failure::refused(format!("Machine cannot have {count} vCPUs: KVM gives 1 to {most}")));
         }
+        Ok(())
+    }
+
+    /// Makes `count` vCPUs, ids from 0.
+    ///
+    /// # Errors
+    /// What KVM says.
+    pub(crate) fn create_vcpus(&self, count: u32) -> Result<Vec<VcpuFd>> {
         let create = |id: u32| {
             let vcpu = self.fd.create_vcpu(id.into());
             vcpu.map_err(|error| failure(format!("Cannot create vCPU {id}"), error))

@@ -179,7 +179,7 @@ impl Plan {
         let fds = self.vm.create_vcpus(count).unwrap();
         fds.iter().zip(0..).for_each(|(fd, index)| enter(fd, index));
         let Self { vm, ram, buses, hub, heard } = self;
-        let vcpus = Vcpus::start(fds, &hub, &Arc::new(buses)).unwrap();
+        let vcpus = Vcpus::start(&vm, fds, &hub, &Arc::new(buses)).unwrap();
         Guest { vcpus, hub, heard, vm, ram }
     }
 
