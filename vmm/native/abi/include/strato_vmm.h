@@ -67,7 +67,8 @@ int32_t strato_vmm_events_next(strato_vmm_events *events, strato_vmm_event *buff
 
 /* ---- devices ---- */
 
-/* tag comes back in events; name is the thread's (15 bytes show). */
+/* tag comes back in events; name is the thread's (15 bytes show). The thread starts when the device is served for
+ * the first time or plugged into a machine: it is one or the other, for good. */
 typedef struct strato_vmm_device strato_vmm_device;
 
 typedef struct {
@@ -189,9 +190,33 @@ int32_t strato_vmm_net_set_limits(strato_vmm_device *device, const strato_vmm_li
 /* As many as there are queue pairs; another number changes nothing. */
 int32_t strato_vmm_net_set_taps(strato_vmm_device *device, const int32_t *tap_fds, uint32_t num_taps);
 
+typedef struct {
+    const char *name;    /* that programs of the guest find the port by, at most 64 bytes; null: none */
+    int32_t input_fd;    /* where the host's bytes come from: pipe, socket, terminal; negative: none */
+    int32_t output_fd;   /* where the guest's go; negative: they are dropped. Both become non-blocking */
+    uint32_t console;    /* the guest may use it as a terminal; the first port always is one */
+    uint32_t reserved;   /* 0 */
+} strato_vmm_console_port;
+size_t strato_vmm_sizeof_console_port(void);
+
+typedef struct {
+    uint32_t size;
+    uint32_t num_ports;  /* 1 to 31 */
+    const strato_vmm_console_port *ports;
+    uint16_t columns;    /* of the terminal behind the first port */
+    uint16_t rows;
+    uint32_t reserved;   /* 0 */
+} strato_vmm_console_config;
+size_t strato_vmm_sizeof_console_config(void);
+
+int32_t strato_vmm_console_create(strato_vmm_events *events, uint64_t tag, const char *name,
+                                  const strato_vmm_console_config *config, strato_vmm_device **ret);
+/* Tells the guest the size of the terminal behind the first port. */
+int32_t strato_vmm_console_resize(strato_vmm_device *device, uint16_t columns, uint16_t rows);
+
 /* Serves the vhost-user front end at the other end of a connected stream socket, on threads of its own. Of a
  * socket that listens the first connection is served; QEMU's network front end takes no connected one.
- * EBUSY: one is being served. */
+ * EBUSY: one is being served, or the device belongs to a machine. */
 int32_t strato_vmm_device_serve(strato_vmm_device *device, int32_t socket_fd);
 
 typedef struct {
@@ -203,8 +228,8 @@ size_t strato_vmm_sizeof_metric(void);
 /* Writes up to capacity counters; ret is how many there are. */
 int32_t strato_vmm_device_metrics(strato_vmm_device *device, strato_vmm_metric *buffer, size_t capacity,
                                   size_t *ret);
-/* Ends the conversation with the front end, lets everything in flight come to rest, and joins the threads. One
- * that is plugged into a machine stays there, without a handle, until the machine is destroyed. Null is allowed. */
+/* Ends the conversation with the front end, lets everything in flight come to rest, and joins the threads. A device
+ * that is plugged into a machine stays there until it is unplugged or the machine ends. Null is allowed. */
 void strato_vmm_device_destroy(strato_vmm_device *device);
 
 /* ---- the virtual machine on KVM ---- */

@@ -261,6 +261,8 @@ sizes! {
     strato_vmm_sizeof_fs_config => kinds::RawFsConfig,
     strato_vmm_sizeof_fs_share => kinds::RawFsShare,
     strato_vmm_sizeof_net_config => kinds::RawNetConfig,
+    strato_vmm_sizeof_console_port => kinds::RawConsolePort,
+    strato_vmm_sizeof_console_config => kinds::RawConsoleConfig,
 }
 
 // The numbers that the header gives to this enum.
