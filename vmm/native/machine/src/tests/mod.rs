@@ -2,4 +2,7 @@
 
 mod exits;
 mod guest;
+mod interrupts;
+mod memory;
+mod pause;
 mod probe;
