@@ -7,12 +7,28 @@ Three layers, as in ``vmm.sys``: the C header (``vmm/native/abi/include/strato_v
 
 from ..libraries import LibraryMismatchError, NativeBugError
 from .calls import LIBRARY_TAG
-from .device import BlockDevice, Device, Limits, NetDevice, SharesDevice, block, fs, net, rng, vsock
+from .device import (
+    BlockDevice,
+    ConsoleDevice,
+    ConsolePort,
+    Device,
+    Limits,
+    NetDevice,
+    SharesDevice,
+    block,
+    console,
+    fs,
+    net,
+    rng,
+    vsock,
+)
 from .events import DeviceEvent, DeviceEventKind, EventRing
 
 __all__ = [
     "LIBRARY_TAG",
     "BlockDevice",
+    "ConsoleDevice",
+    "ConsolePort",
     "Device",
     "DeviceEvent",
     "DeviceEventKind",
@@ -23,6 +39,7 @@ __all__ = [
     "NetDevice",
     "SharesDevice",
     "block",
+    "console",
     "fs",
     "net",
     "rng",

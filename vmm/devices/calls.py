@@ -37,6 +37,8 @@ _STRUCTS = (
     "fs_config",
     "fs_share",
     "net_config",
+    "console_port",
+    "console_config",
 )
 _EVENT_BATCH = 16
 _METRICS = 64
@@ -218,6 +220,31 @@ def net_set_limits(
 
 def net_set_taps(device: Any, taps: Sequence[int]) -> None:
     _check(_lib.strato_vmm_net_set_taps(device, ffi.new("int32_t[]", list(taps)), len(taps)))
+
+
+def console_create(
+    events: Any,
+    tag: int,
+    name: str,
+    ports: Sequence[tuple[str | None, int, int, int]],
+    terminal: tuple[int, int],
+) -> Any:
+    """``ports``: name, input, output (-1: none), console; ``terminal``: columns, rows."""
+    config = _sized("strato_vmm_console_config")
+    array = ffi.new("strato_vmm_console_port[]", len(ports))
+    names = [ffi.NULL if port[0] is None else _text(port[0]) for port in ports]
+    for place, text, port in zip(array, names, ports, strict=True):
+        place.name = text
+        place.input_fd, place.output_fd, place.console = port[1:]
+    config.num_ports, config.ports = len(ports), array
+    config.columns, config.rows = terminal
+    ret = ffi.new("strato_vmm_device **")
+    _check(_lib.strato_vmm_console_create(events, tag, _bytes(name), config, ret))
+    return ret[0]
+
+
+def console_resize(device: Any, columns: int, rows: int) -> None:
+    _check(_lib.strato_vmm_console_resize(device, columns, rows))
 
 
 def device_serve(device: Any, socket_fd: int) -> None:

@@ -177,7 +177,7 @@ unsafe fn create(
     }
     // SAFETY: passed on to the caller.
     let (ring, name) = unsafe { (Arc::clone(&events_of(events)?.0), required(name, "name")?) };
-    let device = Device::new(&name.to_string_lossy(), parts()?, Reporter::new(ring, tag))?;
+    let device = Device::new(&name.to_string_lossy(), parts()?, Reporter::new(ring, tag));
     // SAFETY: passed on to the caller.
     unsafe { store(ret, Box::into_raw(Box::new(device))) }
 }
@@ -261,6 +261,8 @@ sizes! {
     strato_vmm_sizeof_fs_config => kinds::RawFsConfig,
     strato_vmm_sizeof_fs_share => kinds::RawFsShare,
     strato_vmm_sizeof_net_config => kinds::RawNetConfig,
+    strato_vmm_sizeof_console_port => kinds::RawConsolePort,
+    strato_vmm_sizeof_console_config => kinds::RawConsoleConfig,
 }
 
 // The numbers that the header gives to this enum.

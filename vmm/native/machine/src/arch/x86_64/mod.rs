@@ -5,17 +5,20 @@
 
 mod acpi;
 mod cpuid;
+mod ioapic;
 mod kernel;
 mod lapic;
 mod layout;
 mod memory_map;
 mod msr;
+pub mod probe_guest;
 mod registers;
 mod topology;
 mod vcpu;
 mod vm;
 
 pub use self::cpuid::CpuModel;
+pub use self::ioapic::{InterruptController, LINES};
 pub use self::kernel::{BootEntry, load};
 pub use self::topology::Topology;
 pub use self::vcpu::{configure_vcpu, enter, reset_vcpu};
