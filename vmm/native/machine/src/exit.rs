@@ -165,7 +165,10 @@ fn describe(run: &kvm_run) -> String {
         KVM_EXIT_MEMORY_FAULT => {
             // SAFETY: as above.
             let fault = unsafe { member.memory_fault };
-            format!("KVM_EXIT_MEMORY_FAULT at {:#x}, {:#x} bytes, flags {:#x}", fault.gpa, fault.size, fault.flags)
+            format!(
+                "KVM_EXIT_MEMORY_FAULT at {:#x}, {:#x} bytes, flags {:#x}",
+                fault.gpa, fault.size, fault.flags
+            )
         }
         KVM_EXIT_HLT => "KVM_EXIT_HLT, though KVM has the interrupt controller".to_owned(),
         other => format!("KVM exit reason {other}"),

@@ -50,7 +50,9 @@ impl State {
         }
         match self.ended {
             None => Ok(()),
-            Some(end) => Err(Failure::refused(format!("Guest has come to an end ({end}): reset the machine first"))),
+            Some(end) => {
+                Err(Failure::refused(format!("Guest has come to an end ({end}): reset the machine first")))
+            }
         }
     }
 

@@ -12,7 +12,8 @@ use strato_plumbing::{Failure, Result, check};
 use strato_virtio::{GuestRam, GuestRamHandle};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion, VolatileMemory,
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+    VolatileMemory,
 };
 
 const PAGE: u64 = 4096;

@@ -120,7 +120,9 @@ fn listen(heard: &Receiver<Word>, deadline: Instant) -> Verdict {
         let left = deadline.saturating_duration_since(Instant::now());
         let word = match heard.recv_timeout(left) {
             Ok(word) => word,
-            Err(_) => return Verdict::Unusable(format!("A guest did not get past {current} in {PATIENCE:?}")),
+            Err(_) => {
+                return Verdict::Unusable(format!("A guest did not get past {current} in {PATIENCE:?}"));
+            }
         };
         match word {
             Word::Event(MachineEvent::TripleFault) => {

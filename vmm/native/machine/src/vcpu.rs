@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use kvm_ioctls::VcpuFd;
 use strato_plumbing::{Failure, Result};
-use strato_virtio::{GuestRamHandle, panic_text};
 use strato_virtio::thread::spawn;
+use strato_virtio::{GuestRamHandle, panic_text};
 
 use crate::counters::{self, Counters};
 use crate::events::{MachineEvent, MachineEvents};

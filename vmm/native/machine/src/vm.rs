@@ -48,7 +48,9 @@ pub(crate) fn open(kvm: OwnedFd) -> Result<Kvm> {
     let version = kvm.get_api_version();
     if version != KVM_API_VERSION as i32 {
         return Err(Failure::new(
-            format!("KVM's interface is {version}, not {KVM_API_VERSION}: is the descriptor one of /dev/kvm?"),
+            format!(
+                "KVM's interface is {version}, not {KVM_API_VERSION}: is the descriptor one of /dev/kvm?"
+            ),
             libc::ENOTSUP,
         ));
     }
@@ -193,7 +195,9 @@ impl Vm {
     pub(crate) fn check_cpus(&self, count: u32) -> Result<()> {
         let most = self.kvm.get_max_vcpus();
         if count == 0 || count as usize > most {
-            return Err(Failure::refused(format!("Machine cannot have {count} vCPUs: KVM gives 1 to {most}")));
+            return Err(Failure::refused(format!(
+                "Machine cannot have {count} vCPUs: KVM gives 1 to {most}"
+            )));
         }
         Ok(())
     }

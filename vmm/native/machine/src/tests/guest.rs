@@ -152,9 +152,7 @@ fn enter(fd: &VcpuFd, index: u64, handled: bool) {
         ..kvm_segment::default()
     };
     special.cs = flat(0x08, 11);
-    for segment in
-        [&mut special.ds, &mut special.es, &mut special.fs, &mut special.gs, &mut special.ss]
-    {
+    for segment in [&mut special.ds, &mut special.es, &mut special.fs, &mut special.gs, &mut special.ss] {
         *segment = flat(0x10, 3);
     }
     special.cr0 |= 1;

@@ -98,7 +98,8 @@ impl Table {
     fn messages(&self) -> impl Iterator<Item = (u32, u32, u32)> {
         self.entries.iter().zip(0..).filter(|(entry, _)| **entry & MASKED == 0).map(|(entry, line)| {
             let (destination, logical) = ((entry >> 56) as u32, (entry >> 11 & 1) as u32);
-            let (vector, mode, level) = ((entry & 0xff) as u32, (entry >> 8 & 7) as u32, (entry >> 15 & 1) as u32);
+            let (vector, mode, level) =
+                ((entry & 0xff) as u32, (entry >> 8 & 7) as u32, (entry >> 15 & 1) as u32);
             (line, MESSAGE_ADDR | destination << 12 | logical << 2, vector | mode << 8 | level << 15)
         })
     }

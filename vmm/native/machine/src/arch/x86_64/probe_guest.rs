@@ -207,7 +207,8 @@ pub fn image() -> Vec<(u64, Vec<u8>)> {
     let words = |words: &[u64]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
     // An interrupt gate of 64-bit mode (Intel SDM volume 3, 6.14.1) for vector 3.
     let target = CODE + handler;
-    let gate = (target & 0xffff) | u64::from(CODE_SELECTOR) << 16 | 0x8e00 << 32 | (target >> 16 & 0xffff) << 48;
+    let gate =
+        (target & 0xffff) | u64::from(CODE_SELECTOR) << 16 | 0x8e00 << 32 | (target >> 16 & 0xffff) << 48;
     vec![
         (CODE, bytes.to_vec()),
         (IDT + 3 * 16, words(&[gate, target >> 32])),
@@ -224,8 +225,10 @@ pub fn image() -> Vec<(u64, Vec<u8>)> {
 /// # Errors
 /// What KVM says.
 pub fn enter(kvm: &Kvm, vcpu: &VcpuFd) -> Result<()> {
-    let failure = |what: &str, errno| Failure::new(format!("Cannot set the {what} of the probe's vCPU"), errno);
-    let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(|error| failure("CPUID", error.errno()))?;
+    let failure =
+        |what: &str, errno| Failure::new(format!("Cannot set the {what} of the probe's vCPU"), errno);
+    let cpuid =
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(|error| failure("CPUID", error.errno()))?;
     let xsave = cpuid.as_slice().iter().any(|leaf| leaf.function == 1 && leaf.ecx & CPUID_XSAVE != 0);
     vcpu.set_cpuid2(&cpuid).map_err(|error| failure("CPUID", error.errno()))?;
     let mut special = vcpu.get_sregs().map_err(|error| failure("registers", error.errno()))?;
