@@ -82,10 +82,8 @@ fn anonymous_ram_is_aligned_for_huge_pages() {
 #[test]
 fn regions_are_mapped_where_they_are_said() {
     for backend in [Backend::Anonymous, Backend::Memfd] {
-        let regions = vec![
-            Region { guest_addr: 0, bytes: 3 << 20 },
-            Region { guest_addr: 4 << 30, bytes: 5 << 20 },
-        ];
+        let regions =
+            vec![Region { guest_addr: 0, bytes: 3 << 20 }, Region { guest_addr: 4 << 30, bytes: 5 << 20 }];
         let ram = guest_ram(MemoryConfig { regions: regions.clone(), ..with_backend(backend) }).unwrap();
         let found: Vec<Region> = ram
             .iter()

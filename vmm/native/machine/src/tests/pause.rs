@@ -1,8 +1,8 @@
 //! The gate: pauses, ends, many vCPUs.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use super::guest::{Guest, PATIENCE, Plan, Probe, WORD, code};
@@ -182,7 +182,17 @@ fn guest_that_ends_is_heard_once_and_all_its_vcpus_park() {
 
 #[test]
 fn several_vcpus_exit_side_by_side_and_each_is_counted() {
-    let code = code!("mov ecx, 1000", "2:", "mov eax, esi", "out 0x10, al", "dec ecx", "jnz 2b", "3:", "hlt", "jmp 3b");
+    let code = code!(
+        "mov ecx, 1000",
+        "2:",
+        "mov eax, esi",
+        "out 0x10, al",
+        "dec ecx",
+        "jnz 2b",
+        "3:",
+        "hlt",
+        "jmp 3b"
+    );
     let said = Probe::new();
     let Some(plan) = Plan::new(code) else { return };
     let guest = plan.port(0x10, 1, said.clone()).start(4);
