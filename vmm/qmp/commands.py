@@ -127,7 +127,7 @@ class Commands:
                 "board": str(machine.config.board),
                 "pids": machine.pids(),
                 "phases_ms": machine.phases_ms,
-                "backends": machine.backends(),
+                "backends": machine.servers(),
             }
         )
 
