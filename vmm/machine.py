@@ -12,17 +12,19 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from .backends.in_process import DeviceServer
-from .boards.base import board
-from .config import EngineName, LimitConfig, NetConfig, VmConfig, check_limit
+from .boards.base import DevicePlan, MachinePlan, board
+from .config import DriveConfig, EngineName, LimitConfig, NetConfig, VmConfig, check_limit
 from .console import Console
 from .engines.base import Done, Engine, EngineEnd, EngineHost, Observer
 from .engines.probe import resolve
 from .engines.traits import traits
-from .errors import ConfigError, HostError, VmmError
+from .errors import ConfigError, HostError, QmpCommandError, VmmError
 from .exit_report import ExitKind, ExitReport
+from .hotplug import Hotplug
 from .log import Log
 from .loop import EventLoop
 from .processes import ProcessTable
@@ -69,7 +71,10 @@ class Machine(Observer):
         self._log = log
         self._processes = ProcessTable(loop, log)
         self._console: Console | None = None
+        self._plan: MachinePlan | None = None
         self._engine: Engine | None = None
+        self._hotplug: Hotplug | None = None
+        self._drive_limits: dict[str, LimitConfig] = {}
         self._engine_running = False
         self._devices = DeviceServer(log, lost=self.lost, front_end_gone=self.suspect)
         self._panic_seen = False
@@ -86,7 +91,7 @@ class Machine(Observer):
         _check_memory(config)
         _raise_descriptor_limit()
         name = resolve(config.engine, self._log)
-        plan = board(config.board).plan(config, traits(name, config, self._log))
+        self._plan = plan = board(config.board).plan(config, traits(name, config, self._log))
         self.phase("planned")
         self._console = console = Console(config.console, loop=self._loop, log=self._log)
         self._engine = engine = self._make_engine(name)
@@ -167,6 +172,53 @@ class Machine(Observer):
         require_operable(self.state, "x-strato-set-net-limit")
         self._devices.set_net_limit(device_id, direction, limit)
 
+    def set_drive_limit(self, device_id: str, limit: LimitConfig) -> None:
+        """Replace the limit of a disk. Raises KeyError for an unknown one, ConfigError, StateError."""
+        check_limit("", limit)
+        require_operable(self.state, "x-strato-set-block-limit")
+        self._devices.set_drive_limit(device_id, limit)
+        self._drive_limits[device_id] = limit
+
+    def hotplug(self, operation: str) -> Hotplug:
+        """Return what adds and removes devices. Raises StateError, EngineError where nothing can."""
+        require_operable(self.state, operation)
+        if self._hotplug is None:
+            assert self._plan is not None  # implied by the operable states
+            self._hotplug = Hotplug(self._plan, self._running_engine())
+        return self._hotplug
+
+    def remove_device(self, device_id: str) -> None:
+        """Take an added device away. Raises QmpCommandError, HostError, StateError, EngineError."""
+        self.hotplug("device_del").remove(device_id)
+        self._announce("DEVICE_DELETED", {"device": device_id, "path": f"/machine/peripheral/{device_id}"})
+
+    def drives(self) -> list[tuple[DevicePlan, DriveConfig, int]]:
+        """Return all disks as they are now, with their sizes in bytes as far as these can be known."""
+        if self._plan is None:
+            return []
+        devices = self._plan.devices if self._hotplug is None else self._hotplug.devices
+        return [
+            (device, self._limited(device.source), _size_of(device.source.path))
+            for device in devices
+            if isinstance(device.source, DriveConfig)
+        ]
+
+    def _limited(self, drive: DriveConfig) -> DriveConfig:
+        limit = self._drive_limits.get(drive.id)
+        return drive if limit is None else replace(drive, limit=limit)
+
+    def set_balloon(self, size: int) -> None:
+        """Ask the guest to make do with so many bytes of its memory. Raises QmpCommandError, StateError."""
+        require_operable(self.state, "balloon")
+        ram = self.config.memory.size_mib << 20
+        if not 0 < size <= ram:
+            raise QmpCommandError("GenericError", f"Parameter 'value' expects a size up to {ram} bytes")
+        self._devices.set_balloon(ram - size)
+
+    def balloon_bytes(self) -> int:
+        """Return how many bytes of its memory the guest has. Raises QmpCommandError without a balloon."""
+        return (self.config.memory.size_mib << 20) - self._devices.balloon_bytes()
+
     def cpus(self, done: Done) -> None:
         """Answer with the vCPUs. Raises StateError."""
         require_operable(self.state, "query-cpus-fast")
@@ -190,9 +242,10 @@ class Machine(Observer):
         """Take such a folder away, so that it can be unmounted. Raises as `add_share`."""
         self._devices.remove_share(tag, name)
 
-    def device_metrics(self) -> list[dict[str, Any]]:
-        """Return the counters of the devices that are served here, for `x-strato-stats`."""
-        return self._devices.metrics()
+    def metrics(self) -> dict[str, Any]:
+        """Return what the machine and the devices that are served here count, for `x-strato-stats`."""
+        machine = {} if self._engine is None else self._engine.metrics()
+        return {"machine": machine, "devices": self._devices.metrics()}
 
     def pids(self) -> dict[str, int]:
         """Return the engine's processes by name, and our own."""
@@ -201,6 +254,10 @@ class Machine(Observer):
     def _running_engine(self) -> Engine:
         assert self._engine is not None  # implied by the operable states
         return self._engine
+
+    def _announce(self, event: str, data: Mapping[str, Any]) -> None:
+        if self.on_event is not None:
+            self.on_event(event, data)
 
     # --- what happens -----------------------------------------------------------------------------
 
@@ -216,8 +273,7 @@ class Machine(Observer):
             self._log.debug("state", old=self.state, new=transition.state)
         self.state = transition.state
         for name in transition.events:
-            if self.on_event is not None:
-                self.on_event(name, data)
+            self._announce(name, data)
 
     def ended(self, end: EngineEnd) -> None:
         """See `Observer`."""
@@ -258,6 +314,8 @@ class Machine(Observer):
         if self._engine is not None:
             self._engine.close()
         self._devices.close()
+        if self._hotplug is not None:
+            self._hotplug.close()
         tail = ""
         if self._console is not None:
             self._console.drain()
@@ -331,6 +389,14 @@ def _check_memory(config: VmConfig) -> None:
         raise HostError(
             f"Guest memory of {size_mib} MiB is more than the host's {host_mib} MiB: lower memory.size_mib"
         )
+
+
+def _size_of(path: Path) -> int:
+    try:
+        with path.open("rb") as stream:
+            return stream.seek(0, os.SEEK_END)
+    except OSError:
+        return 0  # removed or out of reach by now; the device goes on with what it has open
 
 
 def _check_tap(index: int, net: NetConfig) -> None:

@@ -26,7 +26,7 @@ TYPE_CHECKING = False  # importing typing costs 4 ms of strato-vmm's start
 if TYPE_CHECKING:
     from typing import Any
 
-    from ..devices import Device, DeviceEvent, EventRing, SharesDevice
+    from ..devices import BalloonDevice, Device, DeviceEvent, EventRing, SharesDevice
 
 PROGRAM = "libstrato_vmm.so"
 """What serves these devices, in `x-strato-info` and messages."""
@@ -163,6 +163,14 @@ class DeviceServer:
 
         self._find(BlockDevice, device_id).set_limits(limits(limit))
 
+    def set_balloon(self, size: int) -> None:
+        """Ask the guest for so many bytes of its memory. Raises QmpCommandError without a balloon."""
+        self._balloon().set_target(size)
+
+    def balloon_bytes(self) -> int:
+        """Return how many bytes the guest has given away. Raises QmpCommandError without a balloon."""
+        return self._balloon().info().actual_bytes
+
     def add_share(self, tag: str, name: str, directory: Path, *, readonly: bool) -> None:
         """Show a folder below the root of the share ``tag``. Raises QmpCommandError, HostError."""
         device = self._root_of_shares(tag)
@@ -183,6 +191,14 @@ class DeviceServer:
             self._root_of_shares(tag).remove_share(name, timeout_ms=REMOVAL_TIMEOUT_MS)
         except (OSError, ValueError) as error:
             raise HostError(f"Share {name!r} of {tag!r} cannot be removed") from error
+
+    def _balloon(self) -> BalloonDevice:
+        from ..devices import BalloonDevice
+
+        for _, device in self._devices.values():
+            if isinstance(device, BalloonDevice):
+                return device
+        raise QmpCommandError("DeviceNotActive", "No balloon device has been activated")
 
     def _find(self, kind: Any, device_id: str) -> Any:
         for plan, device in self._devices.values():

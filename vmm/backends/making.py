@@ -77,7 +77,8 @@ def _make(plan: DevicePlan, ring: EventRing, tag: int, shares: int, fd: int | No
         case NetConfig() as net:
             return _net(net, ring, tag)
         case None if fd is not None and plan.kind is DeviceKind.CONSOLE:
-            return devices.console(ring, tag, plan.id, fds=[fd])
+            port = devices.ConsolePort(input_fd=fd, output_fd=fd, console=True)
+            return devices.console(ring, tag, plan.id, ports=[port])
         case _:
             raise HostError(f"Device {plan.id} of kind {plan.kind} has no core")
 
@@ -92,20 +93,21 @@ def limits(limit: LimitConfig) -> Limits:
 def _net(net: NetConfig, ring: EventRing, tag: int) -> Device:
     from .. import devices
 
-    device = devices.net(
-        *(ring, tag, net.id),
-        taps=net.tap_name or [-1 if net.tap_fd is None else net.tap_fd],
-        mac=bytes.fromhex(net.mac.replace(":", "")),
-        mtu=net.mtu,
-        link_up=net.link_up,
-        receive_limits=limits(net.receive_limit),
-        transmit_limits=limits(net.transmit_limit),
-    )
-    if net.tap_fd is not None:
-        # The device has its own now; the tap is to live exactly as long as that.
-        with suppress(OSError):
-            os.close(net.tap_fd)
-    return device
+    try:
+        return devices.net(
+            *(ring, tag, net.id),
+            taps=net.tap_name or [-1 if net.tap_fd is None else net.tap_fd],
+            mac=bytes.fromhex(net.mac.replace(":", "")),
+            mtu=net.mtu,
+            link_up=net.link_up,
+            receive_limits=limits(net.receive_limit),
+            transmit_limits=limits(net.transmit_limit),
+        )
+    finally:
+        if net.tap_fd is not None:
+            # The device has its own now; the tap is to live exactly as long as that.
+            with suppress(OSError):
+                os.close(net.tap_fd)
 
 
 def _file(drive: DriveConfig, plan: DevicePlan) -> AbstractContextManager[int]:

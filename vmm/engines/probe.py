@@ -30,11 +30,11 @@ class Verdict:
     reason: str
 
 
-def resolve(wanted: EngineName, log: Log) -> EngineName:
+def resolve(wanted: EngineName, log: Log, *, cache: Path = CACHE) -> EngineName:
     """Return the engine to use. Raises EngineError for one that cannot run here."""
     if wanted is EngineName.TCG:
         return wanted
-    found = verdict(log)
+    found = verdict(log, cache=cache)
     if wanted is EngineName.KVM and found.engine is not EngineName.KVM:
         raise EngineError(f"Engine kvm cannot run here: {found.reason}: set engine to tcg or auto")
     return found.engine
