@@ -147,7 +147,7 @@ def test_a_device_that_cannot_be_made_leaves_no_descriptor_and_no_name(
     with pytest.raises(ConfigError, match="mac"):
         hotplug.add_net("nic", "t1", mac="x", mtu=None, slot=None)
 
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
     engine.broken = False
     hotplug.add_net("nic", "t1", mac=MAC, mtu=None, slot=None)
 
