@@ -15,8 +15,10 @@ from typing import Self
 
 from tools import image
 from tools.containerd import Containerd, ContainerdSettings, scratch_directory
+from vmm.config import EngineName
 
 from .ctr import IMAGE, Ctr
+from .engine import wanted_engine
 from .host import cgroup_roots
 from .leaks import Scope
 from .runtime import Runtime, tool_directory, write_config
@@ -92,7 +94,10 @@ class TestDaemon:
         if self.options.kind.endswith("-grpc"):
             # Only then: a configuration that speaks of the transport makes `start` read it.
             own["transport"] = "grpc"
-        write_config(self.config_path, {**sections, "shim": {**own, **sections.get("shim", {})}})
+        sections = {**sections, "shim": {**own, **sections.get("shim", {})}}
+        if wanted_engine() is not EngineName.AUTO:
+            sections["vm"] = {"engine": str(wanted_engine()), **sections.get("vm", {})}
+        write_config(self.config_path, sections)
 
     def _containerd_settings(self) -> ContainerdSettings:
         release = self.options.kind.partition("-")[0]

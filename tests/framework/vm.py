@@ -26,6 +26,8 @@ from vmm.decoding import dump
 from vmm.exit_report import ExitReport, read
 from vmm.qmp.client import QmpClient
 
+from .engine import wanted_engine
+
 DEADLINE_S = 60.0
 ANSWER = "=> "
 
@@ -185,6 +187,7 @@ class VmFactory:
         return VmConfig(
             name="test",
             runtime_dir=directory or self.directory(),
+            engine=wanted_engine(),
             boot=BootConfig(kernel=paths.kernel().resolve(), initrd=self._image),
             console=ConsoleConfig(stdio=True),
         )

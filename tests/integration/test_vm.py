@@ -75,6 +75,7 @@ def test_sigterm_ends_the_vm_and_all_that_it_started(vms: VmFactory) -> None:
     assert vm.process.returncode == ExitCode.SIGNAL
 
 
+@pytest.mark.engine("tcg", reason="only this engine has QEMU for a child")
 def test_killed_qemu_is_a_host_error_that_names_it(vms: VmFactory) -> None:
     vm = vms.boot()
 
@@ -86,6 +87,7 @@ def test_killed_qemu_is_a_host_error_that_names_it(vms: VmFactory) -> None:
     assert "SIGKILL" in report.message
 
 
+@pytest.mark.engine("tcg", reason="only this engine serves devices by programs")
 @pytest.mark.parametrize("program", ["virtiofsd", "vhost-device-vsock"])
 def test_killed_backend_is_a_host_error_that_names_it(vms: VmFactory, tmp_path: Path, program: str) -> None:
     # Only reference programs can be killed: our own devices live and die with strato-vmm.
@@ -102,6 +104,7 @@ def test_killed_backend_is_a_host_error_that_names_it(vms: VmFactory, tmp_path: 
     assert "SIGKILL" in report.message
 
 
+@pytest.mark.engine("tcg", reason="only this engine has QEMU for a child")
 def test_killed_qemu_with_backends_is_not_blamed_on_them(vms: VmFactory, tmp_path: Path) -> None:
     config = vms.config()
     vsock = VsockConfig(socket=config.runtime_dir / "v.sock")
@@ -133,6 +136,7 @@ def test_absent_kernel_is_a_config_error_that_names_it(vms: VmFactory) -> None:
     assert vm.process.returncode == ExitCode.CONFIG
 
 
+@pytest.mark.engine("tcg", reason="only this engine has QEMU for a child")
 def test_kernel_that_is_none_is_a_host_error_with_qemus_words(vms: VmFactory) -> None:
     config = vms.config()
     kernel = config.runtime_dir / "kernel"
@@ -144,6 +148,7 @@ def test_kernel_that_is_none_is_a_host_error_with_qemus_words(vms: VmFactory) ->
     assert str(kernel) in report.message or "kernel" in report.message
 
 
+@pytest.mark.engine("tcg", reason="only this engine has QEMU for a child")
 def test_absent_program_is_a_host_error_that_names_it(vms: VmFactory) -> None:
     config = vms.config()
     vm = vms.start(replace(config, programs=ProgramsConfig(qemu=Path("/nonexistent/qemu"))))
