@@ -109,7 +109,7 @@ class KvmEngine(Engine):
                 generation_addr=platform.generation_addr,
                 serial_port=platform.serial_port or 0,
                 serial_gsi=platform.serial_gsi or 0,
-                serial_fd=serial_fd,
+                serial_fd=-1 if serial_fd is None else serial_fd,
             )
 
     def _plug_all(self, machine: Machine, plan: MachinePlan, console_fd: int) -> None:
