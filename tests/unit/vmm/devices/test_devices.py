@@ -1,0 +1,53 @@
+"""The objects of vmm.devices that no engine uses yet, on the real library."""
+
+import os
+
+import pytest
+
+from vmm.devices import ConsolePort, EventRing, console, rng
+
+pytestmark = pytest.mark.unit
+
+
+def test_console_with_ports_is_made_resized_and_lets_go_of_its_descriptors() -> None:
+    ours, theirs = os.openpty()
+    ports = [ConsolePort(name="first", input_fd=theirs, output_fd=theirs), ConsolePort(name="silent")]
+    with EventRing() as events, console(events, 1, "console0", ports=ports) as device:
+        assert device.metrics()["tx_bytes"] == 0
+        device.resize(132, 50)
+    os.close(theirs)
+    # Nobody has the other end any more.
+    with pytest.raises(OSError, match="Input/output error"):
+        os.read(ours, 1)
+    os.close(ours)
+
+
+@pytest.mark.parametrize(
+    ("ports", "words"),
+    [
+        ([], "1 to 31 ports, not 0"),
+        ([ConsolePort()] * 32, "1 to 31 ports, not 32"),
+        ([ConsolePort(name="n" * 65)], "more than 64 bytes"),
+        ([ConsolePort(input_fd=2**31 - 1)], "Cannot duplicate a descriptor"),
+    ],
+)
+def test_console_that_cannot_be_is_refused_with_the_reason(ports: list[ConsolePort], words: str) -> None:
+    with EventRing() as events, pytest.raises(OSError, match=words):
+        console(events, 1, "console0", ports=ports)
+
+
+def test_console_port_name_with_a_nul_byte_is_refused() -> None:
+    with EventRing() as events, pytest.raises(ValueError, match="NUL"):
+        console(events, 1, "console0", ports=[ConsolePort(name="a\0b")])
+
+
+def test_only_a_console_is_resized() -> None:
+    from vmm.devices import ConsoleDevice
+
+    with EventRing() as events:
+        device = rng(events, 1, "rng0", rate=1, burst=1)
+        disguised = ConsoleDevice(device._open())
+        with pytest.raises(OSError, match="no console"):
+            disguised.resize(1, 1)
+        disguised.abandon()
+        device.close()
