@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rootfs.cpio import character_device, directory, regular, write_cpio
@@ -18,9 +18,10 @@ from rootfs.errors import BootError
 from rootfs.kernel import build as kernel_build
 from vmm import paths
 from vmm.boards.microvm import MicrovmBoard
-from vmm.config import BootConfig, CpuConfig, MemoryConfig, RngConfig, VmConfig
-from vmm.engines import host_clock, qemu_arguments
-from vmm.engines.base import Wiring
+from vmm.config import BootConfig, CpuConfig, EngineName, MemoryConfig, RngConfig, VmConfig
+from vmm.engines import qemu_arguments
+from vmm.engines.qemu_arguments import Wiring
+from vmm.engines.traits import traits
 from vmm.log import Log
 
 from . import layout
@@ -76,9 +77,11 @@ def boot(
         memory=MemoryConfig(size_mib=256),
         rng=RngConfig(enabled=False),  # it would need somebody to serve it
     )
-    # Under KVM the guest has kvmclock.
-    clock = () if kvm else host_clock.guest_arguments(host_clock.tsc_khz(Log()))
-    plan = MicrovmBoard().plan(config, clock)
+    machine = traits(EngineName.TCG, config, Log())
+    if kvm:
+        # The guest has kvmclock, and needs to be told nothing of the TSC.
+        machine = replace(machine, kernel_arguments=("reboot=t",))
+    plan = MicrovmBoard().plan(config, machine)
     ours, console = socket.socketpair()
     control, qmp = socket.socketpair()
     with ours, control:

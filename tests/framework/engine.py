@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from vmm.config import EngineName
 from vmm.engines import probe
+from vmm.log import Level, Log
 
 VARIABLE = "STRATO_TEST_ENGINE"
 
@@ -20,4 +21,4 @@ def wanted_engine(environment: Mapping[str, str] = os.environ) -> EngineName:
 def engine_in_use() -> EngineName:
     """What runs the tests' VMs on this host: tcg or kvm."""
     wanted = wanted_engine()
-    return probe.verdict().engine if wanted is EngineName.AUTO else wanted
+    return probe.verdict(Log(Level.ERROR)).engine if wanted is EngineName.AUTO else wanted

@@ -13,7 +13,9 @@ import pytest
 from tests.framework.vm import DEADLINE_S, VmFactory, processes_naming, with_boot
 from vmm import paths
 from vmm.config import EngineName, ProgramsConfig, ShareConfig, VsockConfig
+from vmm.engines.probe import verdict
 from vmm.exit_report import ExitCode, ExitKind
+from vmm.log import Log
 
 pytestmark = pytest.mark.integration
 
@@ -165,10 +167,15 @@ def test_more_memory_than_the_host_has_is_refused(vms: VmFactory) -> None:
     assert "memory.size_mib" in report.message
 
 
-def test_engine_kvm_is_refused_honestly(vms: VmFactory) -> None:
+def test_engine_kvm_without_usable_kvm_is_an_error_that_says_why(vms: VmFactory) -> None:
+    found = verdict(Log())
+    if found.engine is EngineName.KVM:
+        pytest.skip(f"KVM is usable here: {found.reason}")
     vm = vms.start(replace(vms.config(), engine=EngineName.KVM))
 
-    assert "kvm is not built" in vm.wait_exit().message
+    report = vm.wait_exit()
+    assert report.kind is ExitKind.HOST_ERROR
+    assert f"Engine kvm cannot run here: {found.reason}" in report.message
 
 
 def test_guest_clock_follows_the_hosts(vms: VmFactory) -> None:

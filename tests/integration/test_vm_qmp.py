@@ -127,7 +127,14 @@ def test_commands_before_negotiation_are_refused(lasting_vm: Vm) -> None:
 @pytest.mark.parametrize(
     ("command", "arguments", "error_class"),
     [
-        ("device_add", {}, "CommandNotFound"),
+        ("migrate", {}, "CommandNotFound"),
+        ("device_add", {"driver": "virtio-blk-device"}, "GenericError"),
+        ("device_add", {"driver": "virtio-gpu-device", "id": "x"}, "GenericError"),
+        ("device_del", {"id": "x", "force": True}, "GenericError"),
+        ("blockdev-add", {"driver": "qcow2", "node-name": "n"}, "GenericError"),
+        ("getfd", {"fdname": "tap"}, "GenericError"),
+        ("balloon", {"value": "1"}, "GenericError"),
+        ("x-strato-set-block-limit", {"id": "d9", "bandwidth": 1}, "DeviceNotFound"),
         ("qmp_capabilities", {}, "CommandNotFound"),
         ("stop", {"now": True}, "GenericError"),
         ("x-strato-set-link", {"id": "net9", "up": True}, "DeviceNotFound"),
