@@ -11,6 +11,7 @@ mod exit;
 mod gate;
 mod hub;
 mod kick;
+pub mod machine;
 pub mod memory;
 pub mod platform;
 pub mod probe;
