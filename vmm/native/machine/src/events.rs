@@ -24,3 +24,16 @@ pub trait MachineEvents: Send + Sync {
     /// Takes note of an event.
     fn happened(&self, event: MachineEvent);
 }
+
+impl MachineEvent {
+    /// How the guest's end is called, if this is one. After an end no vCPU runs until the machine is reset.
+    pub fn end(&self) -> Option<&'static str> {
+        match self {
+            Self::Reset => Some("reset"),
+            Self::Shutdown => Some("shutdown"),
+            Self::TripleFault => Some("triple fault"),
+            Self::VcpuFailed(_) => Some("failed vCPU"),
+            Self::Panicked | Self::CrashLoaded | Self::Bug(_) => None,
+        }
+    }
+}

@@ -5,5 +5,19 @@
 
 pub mod arch;
 pub mod bus;
+pub mod counters;
 pub mod events;
+mod exit;
+mod gate;
+mod hub;
+mod kick;
+pub mod machine;
+pub mod memory;
 pub mod platform;
+pub mod probe;
+pub mod slot;
+mod vcpu;
+mod vm;
+
+#[cfg(test)]
+mod tests;
