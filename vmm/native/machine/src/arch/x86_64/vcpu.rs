@@ -2,15 +2,20 @@
 
 use kvm_bindings::{
     KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED,
-    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, kvm_debugregs, kvm_enable_cap, kvm_fpu,
-    kvm_mp_state, kvm_vcpu_events, kvm_xcrs,
+    KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, KVMIO, kvm_debugregs, kvm_enable_cap,
+    kvm_fpu, kvm_mp_state, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::VcpuFd;
+use strato_plumbing::failure::last_errno;
 use strato_plumbing::{Failure, Result};
+use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl_iow_nr;
 
 use super::cpuid::CpuModel;
 use super::kernel::BootEntry;
 use super::{lapic, msr, registers};
+
+ioctl_iow_nr!(KVM_X86_SETUP_MCE, KVMIO, 0x9c, u64);
 
 /// Registers at power-on: of the x87 and SSE units (Intel SDM volume 3, table 10-1), of debugging (section 18.2), and
 /// XCR0, in which x87 is always set.
@@ -36,7 +41,17 @@ pub fn configure_vcpu(vcpu: &VcpuFd, index: u32, model: &CpuModel) -> Result<()>
         vcpu.enable_cap(&enforce)
             .map_err(|error| failure("hide paravirtual features from", error.errno()))?;
     }
+    setup_machine_checks(vcpu).map_err(|errno| failure("limit the machine checks of", errno))?;
     msr::hide_tsx_control(vcpu, model)
+}
+
+/// One bank of machine-check registers, the fewest there can be: a guest hears of no errors of the host's hardware, and
+/// a kernel visits each bank several times when it starts a processor. KVM gives 32.
+fn setup_machine_checks(vcpu: &VcpuFd) -> std::result::Result<(), i32> {
+    const MCG_CAP: u64 = 1;
+    // SAFETY: the ioctl reads a u64, which lives through the call.
+    let outcome = unsafe { ioctl_with_ref(vcpu, KVM_X86_SETUP_MCE(), &MCG_CAP) };
+    if outcome < 0 { Err(last_errno()) } else { Ok(()) }
 }
 
 /// Puts a vCPU into its state at power-on. Vcpu 0 can then run; the others wait for it to start them.

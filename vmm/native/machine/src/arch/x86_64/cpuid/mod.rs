@@ -35,6 +35,15 @@ enum Vendor {
     Amd,
 }
 
+/// What KVM leaves to its user to find out.
+#[derive(Clone, Copy, Debug)]
+struct Host {
+    /// Whether the APIC timer has TSC deadlines.
+    deadline: bool,
+    /// The processor's name: leaves 0x8000_0002 to 0x8000_0004.
+    brand: [[u32; 4]; 3],
+}
+
 impl CpuModel {
     /// # Errors
     /// What KVM said, or a KVM that knows no processor.
@@ -42,19 +51,22 @@ impl CpuModel {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(|error| Failure::new("Cannot ask KVM which CPUID it supports", error.errno()))?;
-        let deadline = vm.check_extension_raw(KVM_CAP_TSC_DEADLINE_TIMER.into()) > 0;
+        let host = Host {
+            deadline: vm.check_extension_raw(KVM_CAP_TSC_DEADLINE_TIMER.into()) > 0,
+            brand: leaves::brand(),
+        };
         let list = kvm
             .get_msr_index_list()
             .map_err(|error| Failure::new("Cannot ask KVM which MSRs it knows", error.errno()))?;
         let mut msrs = list.as_slice().to_vec();
         msrs.sort_unstable();
         let enforces_pv = vm.check_extension_raw(KVM_CAP_ENFORCE_PV_FEATURE_CPUID.into()) > 0;
-        let model = Self::from_supported(supported.as_slice(), deadline, topology)?;
+        let model = Self::from_supported(supported.as_slice(), host, topology)?;
         Ok(Self { enforces_pv, msrs, ..model })
     }
 
-    /// The model that follows from what KVM supports; `deadline` is whether its APIC timer has TSC deadlines.
-    fn from_supported(supported: &[kvm_cpuid_entry2], deadline: bool, topology: Topology) -> Result<Self> {
+    /// The model that follows from what KVM supports.
+    fn from_supported(supported: &[kvm_cpuid_entry2], host: Host, topology: Topology) -> Result<Self> {
         let identity = find(supported, 0, 0)
             .ok_or_else(|| Failure::refused("KVM supports no CPUID leaf 0, so it can run no processor"))?;
         let vendor = match &[identity.ebx, identity.edx, identity.ecx].map(u32::to_le_bytes).concat()[..] {
@@ -63,7 +75,7 @@ impl CpuModel {
         };
         let mut entries = leaves::allowed(supported);
         leaves::remove_features(&mut entries, vendor);
-        leaves::add_features(&mut entries, deadline);
+        leaves::add_features(&mut entries, host);
         leaves::remove_tile_state(&mut entries);
         Ok(Self { topology, vendor, entries, enforces_pv: false, msrs: Vec::new() })
     }
