@@ -27,8 +27,9 @@ from vmm.exit_report import ExitReport, read
 from vmm.qmp.client import QmpClient
 
 from .engine import wanted_engine
+from .patience import patient
 
-DEADLINE_S = 60.0
+DEADLINE_S = patient(60.0)
 ANSWER = "=> "
 
 

@@ -1,7 +1,7 @@
 """Which tests run in the KVM lab: the one list to change.
 
-`make test` runs CORE, `make test-full` every test of FOLDERS. An entry is the beginning of a test's node id: a
-file, a class or a function with all its parameters.
+`make test` runs CORE, `make test-full` every test of FOLDERS. An entry is the beginning of a test's node id:
+a file, a class or a function with all its parameters.
 """
 
 FOLDERS = ("tests/integration/", "tests/containerd/")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.framework.engine import VARIABLE as ENGINE_VARIABLE
+from tests.framework.patience import VARIABLE as PATIENCE_VARIABLE
 from vmm.config import EngineName
 
 RESULTS_VARIABLE = "STRATO_LAB_RESULTS"
@@ -14,6 +15,7 @@ RESULTS_VARIABLE = "STRATO_LAB_RESULTS"
 
 # What belongs to a session or a folder of the machine that the test host does not have.
 _DROPPED = re.compile(r"TMPDIR|XDG_RUNTIME_DIR|SSH_.*|DBUS_.*|DISPLAY|PWD|OLDPWD|SHLVL|_")
+_PATIENCE = "5"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -43,12 +45,12 @@ class Command:
 
 
 def inherited_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The part of an environment that makes sense in the test host and that a shell can export, and the
-    engine that the tests use there unless it names another one.
+    """The part of an environment that makes sense in the test host and that a shell can export. Unless it
+    says otherwise the tests there use engine kvm and are patient.
     """
     kept = {
         name: value
         for name, value in environment.items()
         if _NAME.fullmatch(name) and not _DROPPED.fullmatch(name)
     }
-    return {ENGINE_VARIABLE: EngineName.KVM, **kept}
+    return {ENGINE_VARIABLE: EngineName.KVM, PATIENCE_VARIABLE: _PATIENCE, **kept}
