@@ -141,6 +141,11 @@ impl Machine {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[cfg(test)]
+    pub(crate) fn ram(&self) -> Option<strato_virtio::GuestRamHandle> {
+        self.parts().vm.ram().cloned()
+    }
+
     /// Gives the guest its RAM.
     ///
     /// # Errors
