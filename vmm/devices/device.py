@@ -1,7 +1,8 @@
 """Devices: one constructor for each kind, one class for what all have in common.
 
-A device has threads of its own from its first use (it is served, or plugged into a machine) to `Device.close`; no
-call into Python ever comes from them. The constructors raise OSError with the library's sentence.
+A device has threads of its own from its first use (it is served, or plugged into a machine) to
+`Device.close`; no call into Python ever comes from them. The constructors raise OSError with the library's
+sentence.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MAX_CONNECTIONS = 4096
 
 
 class Device:
-    """A device that can be served to one front end at a time, or plugged into a machine. A context manager."""
+    """A device that is served to one front end at a time, or plugged into a machine. A context manager."""
 
     def __init__(self, handle: Any) -> None:
         self._device = handle
