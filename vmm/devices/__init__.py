@@ -1,4 +1,4 @@
-"""The objects of libstrato_vmm.so: virtio devices of our own, served to an engine over vhost-user.
+"""The objects of libstrato_vmm.so: virtio devices of our own, and the machine on KVM.
 
 Three layers, as in ``vmm.sys``: the C header (``vmm/native/abi/include/strato_vmm.h``), `vmm.devices.calls`
 (one to one, checked), and the objects here. Importing loads the library, compares versions and struct sizes
@@ -23,6 +23,7 @@ from .device import (
     vsock,
 )
 from .events import DeviceEvent, DeviceEventKind, EventRing
+from .machine import Machine, probe
 
 __all__ = [
     "LIBRARY_TAG",
@@ -35,6 +36,7 @@ __all__ = [
     "EventRing",
     "LibraryMismatchError",
     "Limits",
+    "Machine",
     "NativeBugError",
     "NetDevice",
     "SharesDevice",
@@ -42,6 +44,7 @@ __all__ = [
     "console",
     "fs",
     "net",
+    "probe",
     "rng",
     "vsock",
 ]

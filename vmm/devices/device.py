@@ -22,7 +22,7 @@ MAX_CONNECTIONS = 4096
 
 
 class Device:
-    """A device that can be served to one front end at a time. A context manager."""
+    """A device that can be served to one front end at a time, or plugged into a machine. A context manager."""
 
     def __init__(self, handle: Any) -> None:
         self._device = handle
@@ -54,6 +54,10 @@ class Device:
         device, self._device = self._device, None
         if device is not None:
             calls.device_destroy(device)
+
+    def handle(self) -> Any:
+        """Return the library's handle; for `vmm.devices.machine` only."""
+        return self._open()
 
     def _open(self) -> Any:
         if self._device is None:

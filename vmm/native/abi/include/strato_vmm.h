@@ -315,7 +315,8 @@ int32_t strato_vmm_machine_add_slot(strato_vmm_machine *machine, const strato_vm
 /* Before the boot or while the guest runs, which learns of it by other ways. The device must not be served.
  * EBUSY: one is in the slot, or the device is in use. ENOENT: no such slot. */
 int32_t strato_vmm_machine_plug(strato_vmm_machine *machine, uint32_t slot, strato_vmm_device *device);
-/* Resets the device and takes it away; it may be plugged again. ENOENT: the slot is empty. */
+/* Resets the device and takes it away; it may be plugged again. ENOENT: the slot is empty. EBUSY: the guest's driver
+ * has it, and must be unbound there first. */
 int32_t strato_vmm_machine_unplug(strato_vmm_machine *machine, uint32_t slot);
 
 /* The vCPUs and their threads, parked. From here on there is no further slot. */
@@ -346,8 +347,8 @@ int32_t strato_vmm_machine_resume(strato_vmm_machine *machine);
 /* Returns when no vCPU is in the guest and no device touches guest memory. ETIMEDOUT: one vCPU could not be
  * stopped in time; the machine goes on. */
 int32_t strato_vmm_machine_pause(strato_vmm_machine *machine, uint32_t timeout_ms);
-/* Everything but RAM to power-on. Load and resume follow. EBUSY: the machine runs; pause it first (after an end this
- * is not needed). */
+/* Everything to power-on, RAM to zeros. Load and resume follow. EBUSY: the machine runs; pause it first (after an end
+ * this is not needed). */
 int32_t strato_vmm_machine_reset(strato_vmm_machine *machine);
 
 int32_t strato_vmm_machine_power_button(strato_vmm_machine *machine);

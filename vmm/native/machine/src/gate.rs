@@ -211,6 +211,12 @@ impl Gate {
         self.locked().order == Order::Run
     }
 
+    /// How many vCPUs stand here.
+    #[cfg(test)]
+    pub(crate) fn parked(&self) -> usize {
+        self.locked().parked
+    }
+
     /// Tells all vCPU threads to leave.
     pub(crate) fn dismiss(&self) {
         let mut state = self.locked();

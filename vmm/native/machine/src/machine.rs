@@ -141,6 +141,11 @@ impl Machine {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[cfg(test)]
+    pub(crate) fn ram(&self) -> Option<strato_virtio::GuestRamHandle> {
+        self.parts().vm.ram().cloned()
+    }
+
     /// Gives the guest its RAM.
     ///
     /// # Errors
@@ -170,7 +175,11 @@ impl Machine {
         let mut interrupts = vec![ged];
         let ports = &mut parts.buses.ports;
         ports.insert(config.power_port.into(), POWER_PORTS, Arc::clone(&power) as Arc<dyn BusDevice>)?;
-        ports.insert(config.pvpanic_port.into(), PVPANIC_PORTS, Arc::clone(&pvpanic) as Arc<dyn BusDevice>)?;
+        ports.insert(
+            config.pvpanic_port.into(),
+            PVPANIC_PORTS,
+            Arc::clone(&pvpanic) as Arc<dyn BusDevice>,
+        )?;
         let mut serial_place = None;
         let mut serial = None;
         if let Some(SerialConfig { port, gsi, output }) = config.serial {
@@ -249,7 +258,10 @@ impl Machine {
         };
         if slot.is_driven() && parts.loaded && !self.hub.gate.has_ended() {
             let name = device.name();
-            return Err(Failure::new(format!("The guest has a driver for device {name}: unbind it first"), libc::EBUSY));
+            return Err(Failure::new(
+                format!("The guest has a driver for device {name}: unbind it first"),
+                libc::EBUSY,
+            ));
         }
         if slot.empty(&parts.vm).is_some() {
             parts.dispose(&device);
@@ -382,6 +394,22 @@ impl Machine {
         Ok(())
     }
 
+    /// Starts or ends the record of pages that the guest writes. Devices' writes are not in it.
+    ///
+    /// # Errors
+    /// What KVM says.
+    pub fn set_dirty_log(&self, on: bool) -> Result<()> {
+        self.parts().vm.set_dirty_log(on)
+    }
+
+    /// The pages written since the last call, one bit each, for every region of RAM.
+    ///
+    /// # Errors
+    /// EINVAL: the record is off.
+    pub fn take_dirty_log(&self) -> Result<Vec<Vec<u64>>> {
+        self.parts().vm.take_dirty_log()
+    }
+
     /// Presses the power button.
     ///
     /// # Errors
@@ -449,7 +477,9 @@ impl Parts {
     }
 
     fn platform(&self) -> Result<&Platform> {
-        self.platform.as_ref().ok_or_else(|| out_of_order("Machine has no platform devices yet: add them first"))
+        self.platform
+            .as_ref()
+            .ok_or_else(|| out_of_order("Machine has no platform devices yet: add them first"))
     }
 
     fn devices(&self) -> impl Iterator<Item = Arc<MmioDevice>> {

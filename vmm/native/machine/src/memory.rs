@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use strato_plumbing::{Failure, Result, check};
 use strato_virtio::{GuestRam, GuestRamHandle};
-use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
     VolatileMemory,
@@ -115,7 +115,7 @@ pub fn guest_ram(config: MemoryConfig) -> Result<GuestRamHandle> {
     let mut offset = 0;
     let mut mapped = Vec::with_capacity(regions.len());
     for Region { guest_addr, bytes } in regions {
-        let mapping = map(file.as_ref().map(|file| (file, offset)), bytes, flags)?;
+        let mapping = map(file.as_ref().map(|file| (file, offset)), bytes, flags, huge)?;
         // Pages of a file's private mapping are copied one by one.
         let transparent = !huge && (file.is_none() || flags & libc::MAP_SHARED != 0);
         advise(&mapping, transparent)?;
@@ -164,40 +164,44 @@ fn long_enough(file: File, bytes: u64) -> Result<File> {
     Ok(file)
 }
 
-/// Maps one region at an address that is a multiple of 2 MiB, as guest addresses are.
-fn map(file: Option<(&Arc<File>, u64)>, bytes: u64, flags: i32) -> Result<MmapRegion> {
+fn map(file: Option<(&Arc<File>, u64)>, bytes: u64, flags: i32, huge: bool) -> Result<MmapRegion> {
     let size = usize::try_from(bytes).map_err(|_| Failure::refused("RAM exceeds this host's addresses"))?;
-    let build = || {
-        let mut builder = MmapRegionBuilder::new(size)
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(flags);
-        if let Some((file, offset)) = file {
-            builder = builder.with_file_offset(FileOffset::from_arc(Arc::clone(file), offset));
-        }
-        builder.build().map_err(|error| {
-            let errno = match error {
-                vm_memory::mmap::MmapRegionError::Mmap(error) => error.raw_os_error(),
-                _ => None,
-            };
-            let hint = match flags & libc::MAP_HUGETLB {
-                0 => "",
-                _ => " of huge pages (see /proc/sys/vm/nr_hugepages)",
-            };
-            Failure::new(format!("Cannot map {bytes} bytes{hint} for RAM"), errno.unwrap_or(libc::ENOMEM))
-        })
+    let failed = |error| {
+        let errno = match error {
+            MmapRegionError::Mmap(error) => error.raw_os_error(),
+            _ => None,
+        };
+        let hint = if huge { " in huge pages (see /proc/sys/vm/nr_hugepages)" } else { "" };
+        Failure::new(format!("Cannot map {bytes} bytes of RAM{hint}"), errno.unwrap_or(libc::ENOMEM))
     };
-    let first = build()?;
-    let excess = first.as_ptr() as usize % HUGE_PAGE as usize;
-    if excess == 0 {
-        return Ok(first);
+    // The kernel aligns files whose pages can be huge.
+    let _fillers = if file.is_none() && !huge { make_way(size) } else { None };
+    let mut builder = MmapRegionBuilder::new(size)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(flags)
+        .with_hugetlbfs(huge);
+    if let Some((file, offset)) = file {
+        builder = builder.with_file_offset(FileOffset::from_arc(Arc::clone(file), offset));
     }
-    // The kernel gives the highest place that is free (older ones as it comes): with the excess taken, the next
-    // one is a multiple. If another thread comes between, huge pages are not used and nothing else is lost.
-    drop(first);
-    let filler = MmapRegionBuilder::<()>::new(excess).with_mmap_prot(libc::PROT_NONE).build();
-    let second = build();
-    drop(filler);
-    second
+    builder.build().map_err(failed)
+}
+
+/// Sees to it that the next mapping of `size` bytes begins at a multiple of 2 MiB, as guest addresses of RAM do: KVM
+/// maps huge pages as such only then. Linux does so itself from 6.7 on.
+///
+/// The kernel takes the highest place that is large enough. What is returned fills that place down to where the next
+/// mapping fits; if another thread comes between, huge pages are not used and nothing else is lost.
+fn make_way(size: usize) -> Option<(MmapRegion, MmapRegion)> {
+    let reserve = |size| MmapRegionBuilder::<()>::new(size).with_mmap_prot(libc::PROT_NONE).build().ok();
+    let first = reserve(size)?;
+    let excess = (first.as_ptr() as usize).wrapping_sub(size) % HUGE_PAGE as usize;
+    if (first.as_ptr() as usize).is_multiple_of(HUGE_PAGE as usize) {
+        return None;
+    }
+    // At least `size`, or it could find a smaller place higher up.
+    let short = size % HUGE_PAGE as usize;
+    let filler = size - short + excess + if excess < short { HUGE_PAGE as usize } else { 0 };
+    Some((first, reserve(filler)?))
 }
 
 /// Keeps RAM out of forked children and core dumps, and asks for huge pages where they can be had for the asking.

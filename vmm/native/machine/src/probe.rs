@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use strato_plumbing::{Failure, Result};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::arch::{self, probe_guest};
+use crate::arch::probe_guest;
 use crate::bus::BusDevice;
 use crate::events::{MachineEvent, MachineEvents};
 use crate::exit::Buses;

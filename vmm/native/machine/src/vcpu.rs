@@ -86,10 +86,6 @@ impl Vcpus {
         self.vcpus.iter().zip(0..).try_for_each(|(vcpu, index)| work(index, &vcpu.locked()))
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.vcpus.len()
-    }
-
     /// The kernel's number of each thread; 0 for one that has died.
     pub(crate) fn threads(&self) -> Vec<libc::pid_t> {
         self.hub.gate.threads().into_iter().map(Option::unwrap_or_default).collect()

@@ -12,7 +12,7 @@ use strato_virtio::GuestRamHandle;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::arch::{InterruptController, LINES};
+use crate::arch::{self, InterruptController, LINES};
 
 /// What this program cannot do without, by KVM's names.
 const REQUIRED: [(Cap, &str); 9] = [
@@ -76,6 +76,7 @@ impl Vm {
                 outcome => break outcome.map_err(|error| failure("Cannot create a VM", error))?,
             }
         };
+        arch::prepare_vm(&fd)?;
         let fd = Arc::new(fd);
         let interrupts = InterruptController::new(Arc::clone(&fd))?;
         Ok(Self { interrupts, fd, kvm, ram: None, dirty_log: false })

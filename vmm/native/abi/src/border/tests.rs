@@ -7,8 +7,12 @@ use super::kinds::*;
 use super::*;
 
 const HEADER: &str = include_str!("../../include/strato_vmm.h");
-const SOURCES: [&str; 3] =
-    [include_str!("../border.rs"), include_str!("kinds.rs"), include_str!("kinds/console.rs")];
+const SOURCES: [&str; 4] = [
+    include_str!("../border.rs"),
+    include_str!("kinds.rs"),
+    include_str!("kinds/console.rs"),
+    include_str!("machine.rs"),
+];
 
 /// Every `strato_vmm_x(` of a text, without comments.
 fn functions(text: &str) -> BTreeSet<String> {

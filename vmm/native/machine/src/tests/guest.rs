@@ -1,5 +1,5 @@
 //! A guest of a few dozen bytes: flat 32-bit code at 0x1000, without paging, and whatever devices the test brings
-//! along. KVM that emulates kernel mode runs such code as well.
+//! along. KVM that emulates kernel mode runs such code as well (but no `iret` there).
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -20,8 +20,35 @@ use crate::memory::{Backend, HugePages, MemoryConfig, Region, guest_ram};
 use crate::vcpu::Vcpus;
 use crate::vm::Vm;
 
-/// Where code begins; the stack grows down from there.
+/// Code of a guest, assembled: 32 bits, position independent. Labels are 2 to 9.
+macro_rules! code {
+    ($($line:literal),+ $(,)?) => {{
+        let (begin, end): (*const u8, *const u8);
+        // SAFETY: the guest's code is jumped over, and nothing but its two ends is taken.
+        unsafe {
+            std::arch::asm!(
+                "lea {begin}, [rip + 70f]", "lea {end}, [rip + 71f]", "jmp 71f", ".code32", "70:",
+                $($line),+,
+                ".code64", "71:", begin = out(reg) begin, end = out(reg) end, options(nomem, nostack),
+            )
+        };
+        // SAFETY: both are ends of the same piece of this program's text.
+        unsafe { std::slice::from_raw_parts(begin, end as usize - begin as usize) }
+    }};
+}
+pub(crate) use code;
+
+/// Where code begins; the stacks grow down from there.
 pub(crate) const CODE: u64 = 0x1000;
+/// Where the handler of an interrupt begins.
+pub(crate) const HANDLER: u64 = 0x1800;
+/// A word for the guest to change.
+pub(crate) const WORD: u64 = 0x3000;
+/// Addresses without RAM.
+pub(crate) const DEVICE: u64 = 0xc000_0000;
+const GDT: u64 = 0x500;
+const IDT: u64 = 0x600;
+const VECTORS: u16 = 64;
 /// Longer than anything takes on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) const RAM_BYTES: u64 = 4 << 20;
@@ -107,8 +134,8 @@ impl BusDevice for Probe {
     }
 }
 
-/// Registers of a vCPU at [`CODE`]: protected mode, flat segments, and an interrupt table that is empty.
-pub(crate) fn enter(fd: &VcpuFd, index: u64) {
+/// Registers of a vCPU at [`CODE`]: protected mode and flat segments. Without handlers the interrupt table is empty.
+fn enter(fd: &VcpuFd, index: u64, handled: bool) {
     let mut special = fd.get_sregs().unwrap();
     // Limits, types and flags as a boot loader's (IA-32 SDM, volume 3, "Segment Descriptors").
     let flat = |selector, type_| kvm_segment {
@@ -129,7 +156,9 @@ pub(crate) fn enter(fd: &VcpuFd, index: u64) {
         *segment = flat(0x10, 3);
     }
     special.cr0 |= 1;
-    (special.idt.base, special.idt.limit) = (0, 0);
+    (special.gdt.base, special.gdt.limit) = (GDT, 3 * 8 - 1);
+    (special.idt.base, special.idt.limit) = (IDT, if handled { VECTORS * 8 - 1 } else { 0 });
+    special.cr4 |= 1 << 9; // OSFXSR: instructions with 16 bytes
     fd.set_sregs(&special).unwrap();
     let mut registers = fd.get_regs().unwrap();
     (registers.rip, registers.rsp, registers.rflags) = (CODE, CODE - 256 * index, 2);
@@ -144,6 +173,7 @@ pub(crate) struct Plan {
     pub(crate) ram: GuestRamHandle,
     pub(crate) buses: Buses,
     pub(crate) hub: Arc<Hub>,
+    handled: bool,
     heard: Receiver<MachineEvent>,
 }
 
@@ -153,9 +183,23 @@ impl Plan {
         let mut vm = Vm::new(kvm()?).unwrap();
         let ram = guest_ram(config).unwrap();
         ram.write_slice(code, GuestAddress(CODE)).unwrap();
+        for (at, descriptor) in (GDT..).step_by(8).zip([0u64, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff]) {
+            ram.write_obj(descriptor, GuestAddress(at)).unwrap();
+        }
         vm.add_ram(Arc::clone(&ram)).unwrap();
         let (ear, heard) = Ear::new();
-        Some(Self { vm, ram, buses: Buses::default(), hub: Arc::new(Hub::new(ear)), heard })
+        let mut buses = Buses::default();
+        vm.interrupts().insert(&mut buses.memory).unwrap();
+        Some(Self { vm, ram, buses, hub: Arc::new(Hub::new(ear)), handled: false, heard })
+    }
+
+    /// Puts `code` at [`HANDLER`], where `vector` leads through an interrupt gate.
+    pub(crate) fn handler(mut self, vector: u64, code: &[u8]) -> Self {
+        self.ram.write_slice(code, GuestAddress(HANDLER)).unwrap();
+        let gate = HANDLER & 0xffff | 0x08 << 16 | 0x8e00 << 32;
+        self.ram.write_obj(gate, GuestAddress(IDT + 8 * vector)).unwrap();
+        self.handled = true;
+        self
     }
 
     pub(crate) fn new(code: &[u8]) -> Option<Self> {
@@ -175,8 +219,8 @@ impl Plan {
     /// Starts `count` vCPUs, parked; each has its index in ESI and a stack of its own.
     pub(crate) fn start(self, count: u32) -> Guest {
         let fds = self.vm.create_vcpus(count).unwrap();
-        fds.iter().zip(0..).for_each(|(fd, index)| enter(fd, index));
-        let Self { vm, ram, buses, hub, heard } = self;
+        fds.iter().zip(0..).for_each(|(fd, index)| enter(fd, index, self.handled));
+        let Self { vm, ram, buses, hub, heard, handled: _ } = self;
         let vcpus = Vcpus::start(&vm, fds, &hub, &Arc::new(buses)).unwrap();
         Guest { vcpus, hub, heard, vm, ram }
     }

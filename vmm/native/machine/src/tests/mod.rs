@@ -2,4 +2,8 @@
 
 mod exits;
 mod guest;
+mod interrupts;
+mod machine;
+mod memory;
+mod pause;
 mod probe;
