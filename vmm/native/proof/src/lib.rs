@@ -13,6 +13,8 @@ pub mod lies;
 pub mod machine;
 pub mod messages;
 pub mod records;
+pub mod registers;
+pub mod side;
 pub mod storm;
 pub mod subject;
 mod subjects;
