@@ -14,7 +14,7 @@ VENV := build/venv/bin/python
 INSTALL := --prefix=$(PREFIX) --python=$(INSTALL_PYTHON) $(if $(DESTDIR),--destdir=$(DESTDIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help check build kernel venv test-tools test test-full soak fuzz coverage lint format bench demo install uninstall wheel \
+.PHONY: help check build kernel venv test-tools test test-full test-lab soak fuzz coverage lint format bench demo install uninstall wheel \
 	kernel-report lock cache clean distclean
 
 help: ## list the targets
@@ -42,6 +42,9 @@ test: build test-tools ## build everything and run the test ladder
 test-full: build ## the test ladder with what is too long for `make test`
 	@$(TOOLS) test-tools --full
 	@$(VENV) -m tests.ladder --full
+
+test-lab: build test-tools ## only the tests that run in the KVM lab, a test host that has a working /dev/kvm
+	@$(VENV) -m tests.ladder lab
 
 soak: build test-tools ## ten minutes of work for all devices, then five hundred containers one after another
 	@$(VENV) -m tests.ladder --soak
