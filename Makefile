@@ -52,7 +52,7 @@ soak: build test-tools ## ten minutes of work for all devices, then five hundred
 bench: build test-tools ## speed and memory, as ratios within one run
 	@$(VENV) -m tests.ladder --bench
 
-fuzz: ## fuzz device cores, saved state and vhost-user (SECONDS=60 for each target; TARGETS="vsock rng")
+fuzz: ## fuzz device cores, saved state, registers and vhost-user (SECONDS=60 for each target; TARGETS="vsock rng")
 	@$(TOOLS) fuzz --seconds=$(SECONDS) $(TARGETS)
 
 coverage: ## print which lines of the native crates are run by their tests (needs rustup's llvm-tools)
