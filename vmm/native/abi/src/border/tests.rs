@@ -242,7 +242,9 @@ fn balloons_are_made_and_given_a_target() {
         assert_eq!(unsafe { strato_vmm_balloon_set_target(device, (1 << 30) + 1) }, 0);
         // SAFETY: the handle is live.
         assert_eq!(unsafe { strato_vmm_balloon_set_target(device, 1 << 44) }, -libc::EINVAL);
-        let mut info = RawBalloonInfo { target_bytes: 0, actual_bytes: 1, updated_s: 1, stats: [0; 16] };
+        let mut info = RawBalloonInfo::from(strato_devices::balloon::BalloonInfo::default());
+        info.actual_bytes = 1;
+        info.stats = [0; 16];
         // SAFETY: handle and place are live.
         assert_eq!(unsafe { strato_vmm_balloon_get_info(device, &raw mut info) }, 0);
         assert_eq!((info.target_bytes, info.actual_bytes, info.updated_s), (1 << 30, 0, 0));

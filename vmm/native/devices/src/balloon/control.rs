@@ -1,11 +1,13 @@
 //! What the host wants of a balloon, and what it knows of it.
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::metrics::BalloonMetrics;
 use super::queue::PAGE;
 
 /// Statistics that have a tag: 0 to 9 (virtio 1.2, 5.5.6.4) and those that Linux has added since, up to 15
@@ -19,6 +21,10 @@ pub struct BalloonInfo {
     pub target: u64,
     /// Bytes that it says it has given up.
     pub actual: u64,
+    /// Bytes that it has reported as free so far, each time anew.
+    pub reported: u64,
+    /// Bytes that went back to the host so far, whatever for.
+    pub discarded: u64,
     /// Its statistics by tag, as far as it has told them.
     pub stats: [Option<u64>; STATS],
     /// When it did.
@@ -37,6 +43,7 @@ struct State {
 struct Shared {
     wake: EventFd,
     state: Mutex<State>,
+    metrics: Arc<BalloonMetrics>,
 }
 
 /// The handle to a balloon in use; works from any thread and after the device is gone.
@@ -48,9 +55,10 @@ pub struct BalloonControl {
 impl BalloonControl {
     /// # Errors
     /// No descriptor to be had.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(metrics: &Arc<BalloonMetrics>) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        Ok(Self { shared: Arc::new(Shared { wake, state: Mutex::default() }) })
+        let metrics = Arc::clone(metrics);
+        Ok(Self { shared: Arc::new(Shared { wake, state: Mutex::default(), metrics }) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -74,6 +82,8 @@ impl BalloonControl {
         BalloonInfo {
             target: u64::from(state.target) * PAGE,
             actual: u64::from(state.actual) * PAGE,
+            reported: self.shared.metrics.reported_bytes.load(Ordering::Relaxed),
+            discarded: self.shared.metrics.discarded_bytes.load(Ordering::Relaxed),
             stats: state.stats,
             updated: state.updated,
         }

@@ -151,6 +151,7 @@ fn free_pages_that_are_reported_go_back_before_they_are_given_back() {
     assert_eq!(m.queues[3].take_used().map(|used| used.1), Some(0));
     assert_eq!(m.zero_pages(), (300..364).chain(500..532).collect::<Vec<_>>());
     assert_eq!((m.counter("reported_bytes"), m.counter("discarded_bytes")), (96 * PAGE, 96 * PAGE));
+    assert_eq!((m.control.info().reported, m.control.info().discarded), (96 * PAGE, 96 * PAGE));
 }
 
 /// A driver by the specification's numbers, and one that leaves out what was not settled.
