@@ -19,7 +19,7 @@ class ExitKind(StrEnum):
     GUEST_PANIC = "guest-panic"
     """The guest's kernel panicked."""
     TRIPLE_FAULT = "triple-fault"
-    """The guest met a fault that it could not handle, and no handler for that: its kernel is broken (engine kvm)."""
+    """The guest failed even to handle that it failed to handle a fault: its kernel is broken (engine kvm)."""
     VCPU_FAILED = "vcpu-failed"
     """KVM could not run a vCPU any further (engine kvm)."""
     QUIT = "quit"
