@@ -1,5 +1,6 @@
 //! What the host wants of a balloon, and what it knows of it.
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,11 +40,23 @@ struct State {
     updated: Option<SystemTime>,
 }
 
-#[derive(Debug)]
+/// Hears that the guest says of another size that it has given up.
+pub type OnActual = Box<dyn Fn() + Send>;
+
 struct Shared {
     wake: EventFd,
     state: Mutex<State>,
+<<<<<<< HEAD
     metrics: Arc<BalloonMetrics>,
+=======
+    on_actual: Mutex<Option<OnActual>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("state", &self.state).finish_non_exhaustive()
+    }
+>>>>>>> engine
 }
 
 /// The handle to a balloon in use; works from any thread and after the device is gone.
@@ -57,8 +70,13 @@ impl BalloonControl {
     /// No descriptor to be had.
     pub(super) fn new(metrics: &Arc<BalloonMetrics>) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+<<<<<<< HEAD
         let metrics = Arc::clone(metrics);
         Ok(Self { shared: Arc::new(Shared { wake, state: Mutex::default(), metrics }) })
+=======
+        let shared = Shared { wake, state: Mutex::default(), on_actual: Mutex::default() };
+        Ok(Self { shared: Arc::new(shared) })
+>>>>>>> engine
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -89,6 +107,12 @@ impl BalloonControl {
         }
     }
 
+    /// Calls `hear` on the device's thread, whenever the guest says of another size that it has given up. It must
+    /// not wait.
+    pub fn on_actual(&self, hear: OnActual) {
+        *self.shared.on_actual.lock().unwrap_or_else(PoisonError::into_inner) = Some(hear);
+    }
+
     pub(super) fn wake(&self) -> &EventFd {
         &self.shared.wake
     }
@@ -106,7 +130,13 @@ impl BalloonControl {
     }
 
     pub(super) fn set_actual(&self, pages: u32) {
-        self.state().actual = pages;
+        let before = std::mem::replace(&mut self.state().actual, pages);
+        if before == pages {
+            return;
+        }
+        if let Some(hear) = self.shared.on_actual.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            hear();
+        }
     }
 
     pub(super) fn set_stats(&self, stats: [Option<u64>; STATS]) {
