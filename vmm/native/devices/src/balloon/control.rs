@@ -46,9 +46,7 @@ pub type OnActual = Box<dyn Fn() + Send>;
 struct Shared {
     wake: EventFd,
     state: Mutex<State>,
-<<<<<<< HEAD
     metrics: Arc<BalloonMetrics>,
-=======
     on_actual: Mutex<Option<OnActual>>,
 }
 
@@ -56,7 +54,6 @@ impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").field("state", &self.state).finish_non_exhaustive()
     }
->>>>>>> engine
 }
 
 /// The handle to a balloon in use; works from any thread and after the device is gone.
@@ -70,13 +67,9 @@ impl BalloonControl {
     /// No descriptor to be had.
     pub(super) fn new(metrics: &Arc<BalloonMetrics>) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-<<<<<<< HEAD
         let metrics = Arc::clone(metrics);
-        Ok(Self { shared: Arc::new(Shared { wake, state: Mutex::default(), metrics }) })
-=======
-        let shared = Shared { wake, state: Mutex::default(), on_actual: Mutex::default() };
+        let shared = Shared { wake, state: Mutex::default(), metrics, on_actual: Mutex::default() };
         Ok(Self { shared: Arc::new(shared) })
->>>>>>> engine
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
