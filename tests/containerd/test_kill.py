@@ -17,9 +17,10 @@ DAEMONS = ("1.6", "2.3")
 
 READY = ["sh", "-c", "echo ready; sleep 1000"]
 BOUND_S = 30.0
+QEMU = pytest.param("qemu", marks=pytest.mark.engine("tcg", reason="only this engine has QEMU for a child"))
 
 
-@pytest.mark.parametrize("kind", ["qemu", "vmm"])
+@pytest.mark.parametrize("kind", [QEMU, "vmm"])
 def test_death_of_the_machine_ends_the_task_with_137(daemon: TestDaemon, kind: str) -> None:
     # Devices of our own are threads of strato-vmm and have no death but its; a panic is an event, which
     # a test of the library provokes (abi/src/device/tests.rs).
@@ -80,7 +81,7 @@ def test_death_of_daemon_and_shim_is_cleaned_up_at_the_next_start(daemon: TestDa
     processes.assert_gone()
 
 
-@pytest.mark.parametrize("kind", ["qemu", "vmm", "shim"])
+@pytest.mark.parametrize("kind", [QEMU, "vmm", "shim"])
 def test_death_while_a_container_is_being_created_leaves_nothing(daemon: TestDaemon, kind: str) -> None:
     ctr = daemon.ctr
     name = ctr.new_id()
@@ -94,7 +95,10 @@ def test_death_while_a_container_is_being_created_leaves_nothing(daemon: TestDae
     assert ctr.tasks() == {}
 
 
-def test_exit_of_a_container_after_the_kill_of_another_is_its_own(daemon: TestDaemon, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [QEMU, "vmm"])
+def test_exit_of_a_container_after_the_kill_of_another_is_its_own(
+    daemon: TestDaemon, tmp_path: Path, kind: str
+) -> None:
     ctr = daemon.ctr
     first, second = ctr.new_id(), ctr.new_id()
     script = "echo ready; until test -e /flag/go; do sleep 0.05; done; exit 7"
@@ -105,7 +109,7 @@ def test_exit_of_a_container_after_the_kill_of_another_is_its_own(daemon: TestDa
     ):
         one.expect(b"ready")
         other.expect(b"ready")
-        os.kill(processes_of(daemon, first).pids["qemu"], signal.SIGKILL)
+        os.kill(processes_of(daemon, first).pids[kind], signal.SIGKILL)
         assert one.wait(timeout_s=BOUND_S).status == 137
         (tmp_path / "go").touch()
         assert other.wait(timeout_s=BOUND_S).status == 7

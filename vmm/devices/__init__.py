@@ -8,6 +8,8 @@ Three layers, as in ``vmm.sys``: the C header (``vmm/native/abi/include/strato_v
 from ..libraries import LibraryMismatchError, NativeBugError
 from .calls import LIBRARY_TAG
 from .device import (
+    BalloonDevice,
+    BalloonInfo,
     BlockDevice,
     ConsoleDevice,
     ConsolePort,
@@ -15,6 +17,7 @@ from .device import (
     Limits,
     NetDevice,
     SharesDevice,
+    balloon,
     block,
     console,
     fs,
@@ -27,6 +30,8 @@ from .machine import Machine, probe
 
 __all__ = [
     "LIBRARY_TAG",
+    "BalloonDevice",
+    "BalloonInfo",
     "BlockDevice",
     "ConsoleDevice",
     "ConsolePort",
@@ -40,6 +45,7 @@ __all__ = [
     "NativeBugError",
     "NetDevice",
     "SharesDevice",
+    "balloon",
     "block",
     "console",
     "fs",

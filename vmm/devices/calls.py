@@ -39,6 +39,8 @@ _STRUCTS = (
     "net_config",
     "console_port",
     "console_config",
+    "balloon_config",
+    "balloon_info",
     "machine_config",
     "memory_region",
     "memory_config",
@@ -254,6 +256,27 @@ def console_create(
 
 def console_resize(device: Any, columns: int, rows: int) -> None:
     _check(_lib.strato_vmm_console_resize(device, columns, rows))
+
+
+def balloon_create(events: Any, tag: int, name: str, modes: tuple[int, int, int]) -> Any:
+    """``modes``: deflate on OOM, reporting, seconds between statistics."""
+    config = _sized("strato_vmm_balloon_config")
+    config.deflate_on_oom, config.reporting, config.stats_interval_s = modes
+    ret = ffi.new("strato_vmm_device **")
+    _check(_lib.strato_vmm_balloon_create(events, tag, _bytes(name), config, ret))
+    return ret[0]
+
+
+def balloon_set_target(device: Any, size: int) -> None:
+    _check(_lib.strato_vmm_balloon_set_target(device, size))
+
+
+def balloon_info(device: Any) -> tuple[tuple[int, int, int, int], int, list[int]]:
+    """Return sizes (target, actual, reported, discarded), time of the last statistics, and these by tag."""
+    ret = ffi.new("strato_vmm_balloon_info *")
+    _check(_lib.strato_vmm_balloon_get_info(device, ret))
+    sizes = (ret.target_bytes, ret.actual_bytes, ret.reported_bytes, ret.discarded_bytes)
+    return (sizes, int(ret.updated_s), list(ret.stats))
 
 
 def device_serve(device: Any, socket_fd: int) -> None:

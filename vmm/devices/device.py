@@ -1,8 +1,7 @@
 """Devices: one constructor for each kind, one class for what all have in common.
 
-A device has threads of its own from its first use (it is served, or plugged into a machine) to
-`Device.close`; no call into Python ever comes from them. The constructors raise OSError with the library's
-sentence.
+A device has threads of its own from its first use (served, or plugged into a machine) to `Device.close`; no
+call into Python ever comes from them. The constructors raise OSError with the library's sentence.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
     from types import TracebackType
-    from typing import Any
+    from typing import Any, Self
 
     from .events import EventRing
 
@@ -28,7 +27,7 @@ class Device:
     def __init__(self, handle: Any) -> None:
         self._device = handle
 
-    def __enter__(self) -> Device:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -172,6 +171,56 @@ class ConsolePort:
         return (self.name, ends[0], ends[1], int(self.console))
 
 
+STATS = (
+    "swap-in",
+    "swap-out",
+    "major-faults",
+    "minor-faults",
+    "free-memory",
+    "total-memory",
+    "available-memory",
+    "disk-caches",
+    "htlb-pgalloc",
+    "htlb-pgfail",
+    "oom-kill",
+    "alloc-stall",
+    "async-scan",
+    "direct-scan",
+    "async-reclaim",
+    "direct-reclaim",
+)
+"""Statistics of a guest by tag (virtio 1.2, 5.5.6.4; from the eleventh on, Linux), in QEMU's spelling."""
+
+_NOT_TOLD = 2**64 - 1
+
+
+class BalloonInfo:
+    """A balloon as it is now. What the guest says is not to be relied on."""
+
+    __slots__ = ("actual_bytes", "discarded_bytes", "reported_bytes", "stats", "target_bytes", "updated_s")
+
+    def __init__(self, sizes: tuple[int, int, int, int], updated_s: int, stats: Sequence[int]) -> None:
+        self.target_bytes, self.actual_bytes, self.reported_bytes, self.discarded_bytes = sizes
+        """Asked of the guest; given up, as it says; reported as free so far; gone back to the host so far."""
+        self.updated_s = updated_s
+        """When statistics came last, in seconds since the epoch; 0: never."""
+        named = zip(STATS, stats, strict=True)
+        self.stats = {name: value for name, value in named if value != _NOT_TOLD}
+        """Statistics that the guest has told."""
+
+
+class BalloonDevice(Device):
+    """A balloon, which takes memory from the guest and gives it back."""
+
+    def set_target(self, size: int) -> None:
+        """Ask the guest to give up ``size`` bytes of its memory in all; it does so as far as it can."""
+        calls.balloon_set_target(self._open(), size)
+
+    def info(self) -> BalloonInfo:
+        """Return what was asked of the guest and what it says."""
+        return BalloonInfo(*calls.balloon_info(self._open()))
+
+
 def rng(events: EventRing, tag: int, name: str, *, rate: int, burst: int) -> Device:
     """Make an entropy device that gives at most ``rate`` bytes a second after ``burst`` bytes at once."""
     return Device(calls.rng_create(events.handle(), tag, name, rate, burst))
@@ -263,3 +312,21 @@ def console(
     """Make a console of one or more ports; ``terminal`` is the columns and rows behind the first of them."""
     values = [port.values() for port in ports]
     return ConsoleDevice(calls.console_create(events.handle(), tag, name, values, terminal))
+
+
+def balloon(
+    events: EventRing,
+    tag: int,
+    name: str,
+    *,
+    deflate_on_oom: bool = True,
+    reporting: bool = True,
+    stats_interval_s: int = 0,
+) -> BalloonDevice:
+    """Make a balloon.
+
+    ``deflate_on_oom``: the guest may take pages back rather than kill a program; ``reporting``: it tells of
+    pages that are free anyway; ``stats_interval_s``: how often it is asked for statistics (0: it tells once).
+    """
+    modes = (int(deflate_on_oom), int(reporting), stats_interval_s)
+    return BalloonDevice(calls.balloon_create(events.handle(), tag, name, modes))

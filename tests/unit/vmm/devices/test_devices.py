@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from vmm.devices import ConsolePort, EventRing, console, rng
+from vmm.devices import BalloonDevice, ConsoleDevice, ConsolePort, EventRing, balloon, console, rng
 
 pytestmark = pytest.mark.unit
 
@@ -42,12 +42,35 @@ def test_console_port_name_with_a_nul_byte_is_refused() -> None:
 
 
 def test_only_a_console_is_resized() -> None:
-    from vmm.devices import ConsoleDevice
-
     with EventRing() as events:
         device = rng(events, 1, "rng0", rate=1, burst=1)
         disguised = ConsoleDevice(device._open())
         with pytest.raises(OSError, match="no console"):
             disguised.resize(1, 1)
+        disguised.abandon()
+        device.close()
+
+
+def test_balloon_has_its_target_and_knows_nothing_of_a_guest_that_is_not_there() -> None:
+    with EventRing() as events, balloon(events, 1, "balloon0", stats_interval_s=5) as device:
+        device.set_target((64 << 20) + 1)
+        info = device.info()
+        assert (info.target_bytes, info.actual_bytes, info.updated_s, info.stats) == (64 << 20, 0, 0, {})
+        assert (info.reported_bytes, info.discarded_bytes) == (0, 0)
+        assert device.metrics()["inflated_pages"] == 0
+        with pytest.raises(OSError, match=r"cannot have 17592186044416 bytes"):
+            device.set_target(1 << 44)
+        with pytest.raises(OverflowError):
+            device.set_target(-1)
+
+
+def test_only_a_balloon_has_a_target() -> None:
+    with EventRing() as events:
+        device = rng(events, 1, "rng0", rate=1, burst=1)
+        disguised = BalloonDevice(device._open())
+        with pytest.raises(OSError, match="no balloon"):
+            disguised.set_target(0)
+        with pytest.raises(OSError, match="no balloon"):
+            disguised.info()
         disguised.abandon()
         device.close()

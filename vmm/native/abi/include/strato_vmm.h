@@ -37,6 +37,7 @@ enum {
     STRATO_VMM_EVENT_FRONT_END_GONE = 5,  /* another may be served */
     STRATO_VMM_EVENT_LOST = 6,            /* the device's thread could not go on */
     STRATO_VMM_EVENT_PANICKED = 7,        /* a bug; the device, or the machine, is lost */
+    STRATO_VMM_EVENT_BALLOON_CHANGED = 8, /* the guest has given up another amount of memory */
     /* Of machines. After the ends (reset, shutdown, triple fault, failed vCPU) all vCPUs park by themselves; of
      * them there is one until the machine is reset. */
     STRATO_VMM_EVENT_GUEST_RESET = 16,
@@ -213,6 +214,31 @@ int32_t strato_vmm_console_create(strato_vmm_events *events, uint64_t tag, const
                                   const strato_vmm_console_config *config, strato_vmm_device **ret);
 /* Tells the guest the size of the terminal behind the first port. */
 int32_t strato_vmm_console_resize(strato_vmm_device *device, uint16_t columns, uint16_t rows);
+
+typedef struct {
+    uint32_t size;
+    uint32_t deflate_on_oom;    /* the guest may take pages back rather than kill a program */
+    uint32_t reporting;         /* the guest tells of pages that are free anyway */
+    uint32_t stats_interval_s;  /* how often the guest is asked for statistics; 0: it tells them once */
+} strato_vmm_balloon_config;
+size_t strato_vmm_sizeof_balloon_config(void);
+
+/* What the guest says is not to be relied on. */
+typedef struct {
+    uint64_t target_bytes;     /* what the guest is asked to give up */
+    uint64_t actual_bytes;     /* what it says it has given up */
+    uint64_t reported_bytes;   /* what it has reported as free so far, each time anew */
+    uint64_t discarded_bytes;  /* what went back to the host so far */
+    uint64_t updated_s;        /* when statistics came last, in seconds since the epoch; 0: never */
+    uint64_t stats[16];        /* by tag (virtio 1.2, 5.5.6.4; Linux: VIRTIO_BALLOON_S_*); UINT64_MAX: not told */
+} strato_vmm_balloon_info;
+size_t strato_vmm_sizeof_balloon_info(void);
+
+int32_t strato_vmm_balloon_create(strato_vmm_events *events, uint64_t tag, const char *name,
+                                  const strato_vmm_balloon_config *config, strato_vmm_device **ret);
+/* Asks the guest to give up so many bytes of its memory in all (pages of 4 KiB); it does so as far as it can. */
+int32_t strato_vmm_balloon_set_target(strato_vmm_device *device, uint64_t bytes);
+int32_t strato_vmm_balloon_get_info(strato_vmm_device *device, strato_vmm_balloon_info *ret);
 
 /* Serves the vhost-user front end at the other end of a connected stream socket, on threads of its own. Of a
  * socket that listens the first connection is served; QEMU's network front end takes no connected one.

@@ -276,6 +276,8 @@ sizes! {
     strato_vmm_sizeof_net_config => kinds::RawNetConfig,
     strato_vmm_sizeof_console_port => kinds::RawConsolePort,
     strato_vmm_sizeof_console_config => kinds::RawConsoleConfig,
+    strato_vmm_sizeof_balloon_config => kinds::RawBalloonConfig,
+    strato_vmm_sizeof_balloon_info => kinds::RawBalloonInfo,
     strato_vmm_sizeof_machine_config => machine::RawMachineConfig,
     strato_vmm_sizeof_memory_region => machine::RawMemoryRegion,
     strato_vmm_sizeof_memory_config => machine::RawMemoryConfig,

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use strato_devices::balloon::{Balloon, BalloonConfig, BalloonControl};
 use strato_devices::block::{Block, BlockConfig, BlockControl};
 use strato_devices::console::{Console, ConsoleConfig, ConsoleControl};
 use strato_devices::fs::passthrough::{CachePolicy, Passthrough, PassthroughConfig, Root, ShareConfig};
@@ -32,6 +33,8 @@ pub enum Control {
     Net(NetControl),
     /// A console's size.
     Console(ConsoleControl),
+    /// A balloon's target.
+    Balloon(BalloonControl),
 }
 
 /// What a core says when it cannot be made, in this library's words.
@@ -102,6 +105,20 @@ pub fn console(config: ConsoleConfig) -> Result<Parts> {
         core: Box::new(core),
         counters: Box::new(move || metrics.snapshot()),
         control: Control::Console(control),
+    })
+}
+
+/// The balloon.
+///
+/// # Errors
+/// No descriptors.
+pub fn balloon(config: BalloonConfig) -> Result<Parts> {
+    let core = made("balloon", Balloon::new(config))?;
+    let (metrics, control) = (core.metrics(), core.control());
+    Ok(Parts {
+        core: Box::new(core),
+        counters: Box::new(move || metrics.snapshot()),
+        control: Control::Balloon(control),
     })
 }
 

@@ -18,7 +18,7 @@ use crate::GuestRam;
 /// kernel, which allows 65530 of them (vm.max_map_count), and a guest chooses the ranges.
 static REPLACEMENTS_LEFT: AtomicU32 = AtomicU32::new(16384);
 
-/// Gives `len` bytes at `addr` back to the host, as far as they are whole pages; returns how many bytes that was.
+/// Gives `len` bytes at `guest_addr` back to the host, as far as they are whole pages; returns how many bytes that was.
 ///
 /// - Anonymous memory and shared files (memfd): pages go, zeroes come.
 /// - Private mappings of a file: replaced by anonymous memory. A process does so a limited number of times; then
@@ -30,7 +30,8 @@ static REPLACEMENTS_LEFT: AtomicU32 = AtomicU32::new(16384);
 /// # Errors
 /// InvalidInput: the range does not lie in guest memory; nothing was touched. Otherwise the kernel refused; a part
 /// of the range may have been given back.
-pub fn discard(ram: &GuestRam, addr: GuestAddress, len: u64) -> io::Result<u64> {
+pub fn discard(ram: &GuestRam, guest_addr: u64, len: u64) -> io::Result<u64> {
+    let addr = GuestAddress(guest_addr);
     let size = usize::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
     if !GuestMemoryBackend::check_range(ram, addr, size) {
         return Err(io::ErrorKind::InvalidInput.into());

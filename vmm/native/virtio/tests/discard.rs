@@ -84,7 +84,7 @@ fn anonymous_memory_goes_back() {
     let ram = ram(builder(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None));
     fill(&ram);
     assert_eq!(anonymous_bytes(&mapping(&ram)), LEN);
-    assert_eq!(discard(&ram, GuestAddress(BASE + 3 * PAGE), 10 * PAGE).unwrap(), 10 * PAGE);
+    assert_eq!(discard(&ram, BASE + 3 * PAGE, 10 * PAGE).unwrap(), 10 * PAGE);
     assert_eq!(anonymous_bytes(&mapping(&ram)), LEN - 10 * PAGE);
     assert_eq!(zero_pages(&ram), (3..13).collect::<Vec<_>>());
 }
@@ -93,7 +93,7 @@ fn anonymous_memory_goes_back() {
 fn shared_anonymous_memory_goes_back() {
     let ram = ram(builder(libc::MAP_SHARED | libc::MAP_ANONYMOUS, None));
     fill(&ram);
-    assert_eq!(discard(&ram, GuestAddress(BASE), 10 * PAGE).unwrap(), 10 * PAGE);
+    assert_eq!(discard(&ram, BASE, 10 * PAGE).unwrap(), 10 * PAGE);
     assert_eq!(zero_pages(&ram), (0..10).collect::<Vec<_>>());
 }
 
@@ -104,7 +104,7 @@ fn memory_of_a_shared_file_goes_back_for_everyone_who_has_it_mapped() {
     let ram = ram(with_offset.with_file_offset(FileOffset::new(file.try_clone().unwrap(), PAGE)));
     fill(&ram);
     assert_eq!(file.metadata().unwrap().blocks() * 512, LEN);
-    assert_eq!(discard(&ram, GuestAddress(BASE + PAGE), 20 * PAGE).unwrap(), 20 * PAGE);
+    assert_eq!(discard(&ram, BASE + PAGE, 20 * PAGE).unwrap(), 20 * PAGE);
     assert_eq!(file.metadata().unwrap().blocks() * 512, LEN - 20 * PAGE);
     assert_eq!(file.metadata().unwrap().len(), LEN + PAGE);
     assert_eq!(zero_pages(&ram), (1..21).collect::<Vec<_>>());
@@ -117,7 +117,7 @@ fn private_pages_of_a_file_go_back_and_the_file_stays() {
     let ram = ram(builder(libc::MAP_PRIVATE, Some(&file)));
     fill(&ram);
     assert_eq!(anonymous_bytes(&mapping(&ram)), LEN);
-    assert_eq!(discard(&ram, GuestAddress(BASE + 5 * PAGE), 6 * PAGE).unwrap(), 6 * PAGE);
+    assert_eq!(discard(&ram, BASE + 5 * PAGE, 6 * PAGE).unwrap(), 6 * PAGE);
     assert_eq!(anonymous_bytes(&mapping(&ram)), LEN - 6 * PAGE);
     assert_eq!(zero_pages(&ram), (5..11).collect::<Vec<_>>());
     // As usable as before.
@@ -141,7 +141,7 @@ fn of_pages_that_are_partly_in_the_range_nothing_is_touched() {
         (LEN - 2 * PAGE + 1, 2 * PAGE - 1, vec![LEN / PAGE - 1]),
     ] {
         fill(&ram);
-        let discarded = discard(&ram, GuestAddress(BASE + offset), len).unwrap();
+        let discarded = discard(&ram, BASE + offset, len).unwrap();
         assert_eq!(discarded, PAGE * pages.len() as u64, "{offset}+{len}");
         assert_eq!(zero_pages(&ram), pages, "{offset}+{len}");
     }
@@ -160,7 +160,7 @@ fn ranges_that_leave_guest_memory_are_refused_as_a_whole() {
         (u64::MAX - PAGE, 2 * PAGE),
         (0, BASE),
     ] {
-        let error = discard(&ram, GuestAddress(addr), len).unwrap_err();
+        let error = discard(&ram, addr, len).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput, "{addr:#x}+{len:#x}");
     }
     assert!(zero_pages(&ram).is_empty());
@@ -182,13 +182,13 @@ fn a_range_may_span_regions_but_no_hole() {
     let regions = vec![region(0, None), region(4 * PAGE, Some(&file)), region(16 * PAGE, None)];
     let ram = GuestRam::from_regions(regions).unwrap();
     ram.write_slice(&vec![1; 8 * PAGE as usize], GuestAddress(0)).unwrap();
-    assert_eq!(discard(&ram, GuestAddress(3 * PAGE), 2 * PAGE).unwrap(), 2 * PAGE);
+    assert_eq!(discard(&ram, 3 * PAGE, 2 * PAGE).unwrap(), 2 * PAGE);
     assert_eq!(file.metadata().unwrap().blocks() * 512, 3 * PAGE);
     let mut all = vec![9; 8 * PAGE as usize];
     ram.read_slice(&mut all, GuestAddress(0)).unwrap();
     let zeroes = all.iter().filter(|byte| **byte == 0).count() as u64;
     assert_eq!((zeroes, all[3 * PAGE as usize]), (2 * PAGE, 0));
-    assert!(discard(&ram, GuestAddress(7 * PAGE), 10 * PAGE).is_err());
+    assert!(discard(&ram, 7 * PAGE, 10 * PAGE).is_err());
     assert_eq!(ram.read_obj::<u8>(GuestAddress(7 * PAGE)).unwrap(), 1);
 }
 
@@ -213,10 +213,10 @@ fn huge_pages_go_as_a_whole_or_not_at_all() {
         (HUGE, 2 * HUGE - PAGE, HUGE),
         (HUGE, 2 * HUGE, 2 * HUGE),
     ] {
-        assert_eq!(discard(&ram, GuestAddress(addr), len).unwrap(), discarded, "{addr:#x}+{len:#x}");
+        assert_eq!(discard(&ram, addr, len).unwrap(), discarded, "{addr:#x}+{len:#x}");
     }
     // Of a size that is not known nothing is touched.
-    assert_eq!(discard(&region(flags), GuestAddress(HUGE), HUGE).unwrap(), 0);
+    assert_eq!(discard(&region(flags), HUGE, HUGE).unwrap(), 0);
 }
 
 #[test]
@@ -236,9 +236,9 @@ fn huge_pages_of_a_file_go_back_where_the_host_has_some() {
     let region = GuestRegionMmap::new(builder.build().unwrap(), GuestAddress(0)).unwrap();
     let ram = GuestRam::from_regions(vec![region]).unwrap();
     ram.write_slice(&vec![1; 2 * HUGE as usize], GuestAddress(0)).unwrap();
-    assert_eq!(discard(&ram, GuestAddress(PAGE), HUGE).unwrap(), 0);
+    assert_eq!(discard(&ram, PAGE, HUGE).unwrap(), 0);
     assert_eq!(ram.read_obj::<u8>(GuestAddress(PAGE)).unwrap(), 1);
-    assert_eq!(discard(&ram, GuestAddress(PAGE), 2 * HUGE - PAGE).unwrap(), HUGE);
+    assert_eq!(discard(&ram, PAGE, 2 * HUGE - PAGE).unwrap(), HUGE);
     assert_eq!(file.metadata().unwrap().blocks() * 512, HUGE);
     assert_eq!(ram.read_obj::<u8>(GuestAddress(HUGE)).unwrap(), 0);
 }

@@ -7,9 +7,10 @@ use super::kinds::*;
 use super::*;
 
 const HEADER: &str = include_str!("../../include/strato_vmm.h");
-const SOURCES: [&str; 4] = [
+const SOURCES: [&str; 5] = [
     include_str!("../border.rs"),
     include_str!("kinds.rs"),
+    include_str!("kinds/balloon.rs"),
     include_str!("kinds/console.rs"),
     include_str!("machine.rs"),
 ];
@@ -217,4 +218,43 @@ fn consoles_are_made_of_ports_and_resized() {
     // The caller's descriptors are its own still.
     drop(theirs);
     assert_eq!(std::io::Read::read(&mut &ours, &mut [0; 1]).unwrap(), 0);
+}
+
+#[test]
+fn balloons_are_made_and_given_a_target() {
+    let good = RawBalloonConfig {
+        size: size_of::<RawBalloonConfig>() as u32,
+        deflate_on_oom: 1,
+        reporting: 1,
+        stats_interval_s: 5,
+    };
+    let balloon = |config: RawBalloonConfig, check: fn(*mut Device)| {
+        make(
+            // SAFETY: the ring and the string are live for the call.
+            |events, ret| unsafe {
+                strato_vmm_balloon_create(events, 1, c"balloon0".as_ptr(), &raw const config, ret)
+            },
+            check,
+        )
+    };
+    let created = balloon(good, |device| {
+        // SAFETY: the handle is live.
+        assert_eq!(unsafe { strato_vmm_balloon_set_target(device, (1 << 30) + 1) }, 0);
+        // SAFETY: the handle is live.
+        assert_eq!(unsafe { strato_vmm_balloon_set_target(device, 1 << 44) }, -libc::EINVAL);
+        let mut info = RawBalloonInfo::from(strato_devices::balloon::BalloonInfo::default());
+        info.actual_bytes = 1;
+        info.stats = [0; 16];
+        // SAFETY: handle and place are live.
+        assert_eq!(unsafe { strato_vmm_balloon_get_info(device, &raw mut info) }, 0);
+        assert_eq!((info.target_bytes, info.actual_bytes, info.updated_s), (1 << 30, 0, 0));
+        assert_eq!(info.stats, [u64::MAX; 16]);
+        // SAFETY: null is checked.
+        assert_eq!(unsafe { strato_vmm_balloon_get_info(device, null_mut()) }, -libc::EINVAL);
+    });
+    assert_eq!(created, 0);
+    assert_eq!(balloon(RawBalloonConfig { size: 2, ..good }, |_| ()), -libc::EINVAL);
+    let owned = Owned::rng();
+    // SAFETY: the handle is live.
+    assert_eq!(unsafe { strato_vmm_balloon_set_target(owned.device, 0) }, -libc::EINVAL);
 }

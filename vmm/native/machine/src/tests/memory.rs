@@ -55,7 +55,7 @@ fn every_backend_carries_a_guest_and_gives_discarded_pages_back_under_it() {
         };
         assert_eq!(said(), 0x1122_3344, "{what}");
         assert_eq!(guest.word(PLACE), 0x1122_3344, "{what}");
-        discard(&guest.ram, GuestAddress(PLACE), PAGE).unwrap();
+        discard(&guest.ram, PLACE, PAGE).unwrap();
         // The next answers may have been on their way.
         while said() != 0 {}
         guest.ram.write_obj(9u32, GuestAddress(PLACE)).unwrap();
