@@ -30,9 +30,14 @@ class DeviceEventKind:
     """The device's thread could not go on."""
     PANICKED: Final = 7
     """A bug in the device or the machine; it is lost."""
+    BALLOON_CHANGED: Final = 8
+    """The guest has given up another amount of memory."""
     GUEST_RESET: Final = 16
-    """The guest asked for a reset. An end, as the next and the triple fault and the failed vCPU: all vCPUs are
-    parked, and of ends there is one until the machine is reset."""
+    """The guest asked for a reset.
+
+    This is an end, as are the next, the triple fault and the failed vCPU: all vCPUs are parked, and until the
+    machine is reset there is only one end.
+    """
     GUEST_SHUTDOWN: Final = 17
     """The guest has switched itself off."""
     GUEST_PANICKED: Final = 18
@@ -53,6 +58,7 @@ KIND_NAMES = {
     5: "FRONT_END_GONE",
     6: "LOST",
     7: "PANICKED",
+    8: "BALLOON_CHANGED",
     16: "GUEST_RESET",
     17: "GUEST_SHUTDOWN",
     18: "GUEST_PANICKED",

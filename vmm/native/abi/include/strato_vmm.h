@@ -37,6 +37,7 @@ enum {
     STRATO_VMM_EVENT_FRONT_END_GONE = 5,  /* another may be served */
     STRATO_VMM_EVENT_LOST = 6,            /* the device's thread could not go on */
     STRATO_VMM_EVENT_PANICKED = 7,        /* a bug; the device, or the machine, is lost */
+    STRATO_VMM_EVENT_BALLOON_CHANGED = 8, /* the guest has given up another amount of memory */
     /* Of machines. After the ends (reset, shutdown, triple fault, failed vCPU) all vCPUs park by themselves; of
      * them there is one until the machine is reset. */
     STRATO_VMM_EVENT_GUEST_RESET = 16,

@@ -84,7 +84,7 @@ fn run() -> Result<MachineEvent> {
     let machine = assemble(&options, Arc::new(Owner(sender)))?;
     let assembled = begin.elapsed();
     machine.load(&boot(&options)?)?;
-    let loaded = begin.elapsed();
+    eprintln!("boot: assembled in {assembled:?}, loaded after {:?}", begin.elapsed());
     machine.resume()?;
     let mut boots = options.number("boots", 1)?;
     let mut button = options.0.get("button").map(|_| options.number("button", 0)).transpose()?;
@@ -107,7 +107,7 @@ fn run() -> Result<MachineEvent> {
             Err(_) => return Err(Failure::new("The guest has not come to an end", libc::ETIMEDOUT)),
         }
     };
-    eprintln!("boot: {event:?} after {:?}; assembled {assembled:?}, loaded {loaded:?}", begin.elapsed());
+    eprintln!("boot: {event:?} after {:?}", begin.elapsed());
     for (name, value) in machine.metrics() {
         eprintln!("boot: {name} {value}");
     }

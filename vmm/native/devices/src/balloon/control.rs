@@ -1,5 +1,6 @@
 //! What the host wants of a balloon, and what it knows of it.
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,11 +40,20 @@ struct State {
     updated: Option<SystemTime>,
 }
 
-#[derive(Debug)]
+/// Hears that the guest says of another size that it has given up.
+pub type OnActual = Box<dyn Fn() + Send>;
+
 struct Shared {
     wake: EventFd,
     state: Mutex<State>,
     metrics: Arc<BalloonMetrics>,
+    on_actual: Mutex<Option<OnActual>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("state", &self.state).finish_non_exhaustive()
+    }
 }
 
 /// The handle to a balloon in use; works from any thread and after the device is gone.
@@ -58,7 +68,8 @@ impl BalloonControl {
     pub(super) fn new(metrics: &Arc<BalloonMetrics>) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let metrics = Arc::clone(metrics);
-        Ok(Self { shared: Arc::new(Shared { wake, state: Mutex::default(), metrics }) })
+        let shared = Shared { wake, state: Mutex::default(), metrics, on_actual: Mutex::default() };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -89,6 +100,12 @@ impl BalloonControl {
         }
     }
 
+    /// Calls `hear` on the device's thread, whenever the guest says of another size that it has given up. It must
+    /// not wait.
+    pub fn on_actual(&self, hear: OnActual) {
+        *self.shared.on_actual.lock().unwrap_or_else(PoisonError::into_inner) = Some(hear);
+    }
+
     pub(super) fn wake(&self) -> &EventFd {
         &self.shared.wake
     }
@@ -106,7 +123,13 @@ impl BalloonControl {
     }
 
     pub(super) fn set_actual(&self, pages: u32) {
-        self.state().actual = pages;
+        let before = std::mem::replace(&mut self.state().actual, pages);
+        if before == pages {
+            return;
+        }
+        if let Some(hear) = self.shared.on_actual.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            hear();
+        }
     }
 
     pub(super) fn set_stats(&self, stats: [Option<u64>; STATS]) {

@@ -66,11 +66,9 @@ pub fn reset_vcpu(vcpu: &VcpuFd, index: u32, model: &CpuModel) -> Result<()> {
     vcpu.set_regs(&registers::general_at_power_on()).map_err(|error| failure("registers", error.errno()))?;
     let fpu = kvm_fpu { fcw: FPU_CONTROL, mxcsr: MXCSR, ..kvm_fpu::default() };
     vcpu.set_fpu(&fpu).map_err(|error| failure("floating-point unit", error.errno()))?;
-    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..kvm_xcrs::default() };
-    if let Some(first) = xcrs.xcrs.first_mut() {
-        (first.xcr, first.value) = (0, XCR0_X87);
+    if model.has_xcr0() {
+        vcpu.set_xcrs(&xcr0_at_power_on()).map_err(|error| failure("XCR0", error.errno()))?;
     }
-    vcpu.set_xcrs(&xcrs).map_err(|error| failure("XCR0", error.errno()))?;
     let debug = kvm_debugregs { dr6: DR6, dr7: DR7, ..kvm_debugregs::default() };
     vcpu.set_debug_regs(&debug).map_err(|error| failure("debug registers", error.errno()))?;
     msr::reset(vcpu, model)?;
@@ -83,6 +81,14 @@ pub fn reset_vcpu(vcpu: &VcpuFd, index: u32, model: &CpuModel) -> Result<()> {
     vcpu.set_vcpu_events(&events).map_err(|error| failure("pending events", error.errno()))?;
     let state = if index == 0 { KVM_MP_STATE_RUNNABLE } else { KVM_MP_STATE_UNINITIALIZED };
     vcpu.set_mp_state(kvm_mp_state { mp_state: state }).map_err(|error| failure("run state", error.errno()))
+}
+
+fn xcr0_at_power_on() -> kvm_xcrs {
+    let mut xcrs = kvm_xcrs { nr_xcrs: 1, ..kvm_xcrs::default() };
+    if let Some(first) = xcrs.xcrs.first_mut() {
+        (first.xcr, first.value) = (0, XCR0_X87);
+    }
+    xcrs
 }
 
 /// Gives vCPU 0, which has been reset, the registers with which the kernel begins.

@@ -7,7 +7,7 @@ mod placement;
 mod tests;
 
 use kvm_bindings::{
-    CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_CAP_TSC_DEADLINE_TIMER, KVM_MAX_CPUID_ENTRIES,
+    CpuId, KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_CAP_TSC_DEADLINE_TIMER, KVM_CAP_XCRS, KVM_MAX_CPUID_ENTRIES,
     kvm_cpuid_entry2,
 };
 use kvm_ioctls::{Kvm, VmFd};
@@ -22,6 +22,7 @@ pub struct CpuModel {
     vendor: Vendor,
     entries: Vec<kvm_cpuid_entry2>,
     enforces_pv: bool,
+    has_xcr0: bool,
     /// MSRs that this KVM knows, in order (KVM_GET_MSR_INDEX_LIST).
     msrs: Vec<u32>,
 }
@@ -61,8 +62,9 @@ impl CpuModel {
         let mut msrs = list.as_slice().to_vec();
         msrs.sort_unstable();
         let enforces_pv = vm.check_extension_raw(KVM_CAP_ENFORCE_PV_FEATURE_CPUID.into()) > 0;
+        let has_xcr0 = vm.check_extension_raw(KVM_CAP_XCRS.into()) > 0;
         let model = Self::from_supported(supported.as_slice(), host, topology)?;
-        Ok(Self { enforces_pv, msrs, ..model })
+        Ok(Self { enforces_pv, has_xcr0, msrs, ..model })
     }
 
     /// The model that follows from what KVM supports.
@@ -77,7 +79,7 @@ impl CpuModel {
         leaves::remove_features(&mut entries, vendor);
         leaves::add_features(&mut entries, host);
         leaves::remove_tile_state(&mut entries);
-        Ok(Self { topology, vendor, entries, enforces_pv: false, msrs: Vec::new() })
+        Ok(Self { topology, vendor, entries, enforces_pv: false, has_xcr0: false, msrs: Vec::new() })
     }
 
     /// How many processors there are, in what cores.
@@ -98,6 +100,11 @@ impl CpuModel {
     /// Whether KVM can be told to refuse paravirtual MSRs that are not in CPUID.
     pub(super) fn enforces_pv(&self) -> bool {
         self.enforces_pv
+    }
+
+    /// Whether processors have the register that says which state XSAVE saves.
+    pub(super) fn has_xcr0(&self) -> bool {
+        self.has_xcr0
     }
 
     /// Whether this KVM knows an MSR.
