@@ -15,7 +15,7 @@ from typing import Any
 
 from vmm.errors import VmmError
 
-from . import launch
+from . import launch, log
 from .errors import SandboxError
 from .layout import Layout
 
@@ -25,7 +25,7 @@ CONSOLE_TAIL_BYTES = 4096
 
 _LOG_LINE_LIMIT = 8192
 _log = logging.getLogger("shim.vm")
-_vmm_log = logging.getLogger("vmm")
+_vmm_log = logging.getLogger(log.VMM)
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
