@@ -19,6 +19,9 @@ FILE_LIMIT = 1 << 20
 VMM = "vmm"
 """The logger whose lines are strato-vmm's."""
 
+VMM_LEVELS = {"debug": "debug", "info": "info", "warning": "warn", "error": "error"}
+"""What strato-vmm calls the levels (vmm/log.py)."""
+
 _LEVELS = {"WARNING": "warning", "CRITICAL": "fatal"}
 
 
