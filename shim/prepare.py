@@ -35,9 +35,11 @@ class Phases:
         """The latest phase; "nothing" before the first."""
         return next(reversed(self.reached), "nothing")
 
-    def mark(self, name: str) -> None:
-        """Note that *name* is reached now; the first time counts."""
-        self.reached.setdefault(name, round((time.monotonic() - self._began) * 1000, 1))
+    def mark(self, name: str, *, ago_ns: int = 0) -> None:
+        """Note that *name* is reached now, or was some time ago; the first time counts."""
+        reached_ms = (time.monotonic() - self._began) * 1000 - ago_ns / 1e6
+        # The past may be what a guest says, and it may say anything.
+        self.reached.setdefault(name, round(max(0.0, reached_ms), 1))
 
 
 class Preparation:
