@@ -26,10 +26,11 @@ OF_THE_SHIM, OF_THE_VMM = 'msg="guest said hello"', 'msg="VM started '
 def make_shim(daemon: TestDaemon, tmp_path: Path) -> Callable[[], ShimProcess]:
     """Makes the shim of a container that sleeps; it is not started yet."""
 
+    specs = SpecFactory(daemon.ctr, tmp_path)
+
     def make() -> ShimProcess:
         name = daemon.ctr.new_id("log")
-        spec = SpecFactory(daemon.ctr, tmp_path).spec(name, ["sleep", "1000"])
-        return ShimProcess(daemon, name, spec, tmp_path)
+        return ShimProcess(daemon, name, specs.spec(name, ["sleep", "1000"]), tmp_path)
 
     return make
 
