@@ -18,9 +18,10 @@ from rootfs.errors import BootError
 from rootfs.kernel import build as kernel_build
 from vmm import paths
 from vmm.boards.microvm import MicrovmBoard
-from vmm.config import BootConfig, CpuConfig, MemoryConfig, RngConfig, VmConfig
-from vmm.engines import host_clock, qemu_arguments
-from vmm.engines.base import Wiring
+from vmm.config import BootConfig, CpuConfig, EngineName, MemoryConfig, RngConfig, VmConfig
+from vmm.engines import qemu_arguments
+from vmm.engines.qemu_arguments import Wiring
+from vmm.engines.traits import traits
 from vmm.log import Log
 
 from . import layout
@@ -74,8 +75,7 @@ def boot(kernel: Path, image: Path, arguments: Sequence[str] = (), *, cpus: int 
         memory=MemoryConfig(size_mib=256),
         rng=RngConfig(enabled=False),  # it would need somebody to serve it
     )
-    clock = host_clock.guest_arguments(host_clock.tsc_khz(Log()))
-    plan = MicrovmBoard().plan(config, clock)
+    plan = MicrovmBoard().plan(config, traits(EngineName.TCG, config, Log()))
     ours, console = socket.socketpair()
     control, qmp = socket.socketpair()
     with ours, control:

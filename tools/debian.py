@@ -37,6 +37,7 @@ RUN_PACKAGES = {
 TEST_PACKAGES = {
     "busybox-static": "images of the tests and the demo",
     "iproute2": "network tests",
+    "kmod": "modules of the tests' own kernel",
 }
 
 _T = TypeVar("_T")

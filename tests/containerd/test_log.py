@@ -79,7 +79,7 @@ def test_level_of_the_daemon_is_the_level_of_all(
         live(shim)
         text = shim.log()
         assert OF_THE_SHIM in text
-        assert 'msg="spawn name=qemu' in text
+        assert 'msg="state old=prelaunch' in text
         assert "debug" in levels(text)
 
 

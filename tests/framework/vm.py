@@ -26,7 +26,10 @@ from vmm.decoding import dump
 from vmm.exit_report import ExitReport, read
 from vmm.qmp.client import QmpClient
 
-DEADLINE_S = 60.0
+from .engine import wanted_engine
+from .patience import patient
+
+DEADLINE_S = patient(60.0)
 ANSWER = "=> "
 
 
@@ -185,6 +188,7 @@ class VmFactory:
         return VmConfig(
             name="test",
             runtime_dir=directory or self.directory(),
+            engine=wanted_engine(),
             boot=BootConfig(kernel=paths.kernel().resolve(), initrd=self._image),
             console=ConsoleConfig(stdio=True),
         )

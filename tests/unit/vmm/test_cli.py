@@ -13,6 +13,7 @@ from vmm import VERSION
 from vmm.cli import main, sandboxes
 from vmm.cli.sandboxes import Follower
 from vmm.cli.vm import unescape
+from vmm.engines import probe
 
 pytestmark = pytest.mark.unit
 
@@ -171,12 +172,13 @@ def test_escape_leaves_only_with_x(typed: bytes, escaped: bool, expected: tuple[
 
 def test_vm_plan_prints_slots_and_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "my-vm.toml"
-    file.write_text('[boot]\nkernel = "k"\ncmdline = "mine=1"\n[[drives]]\nid = "d0"\npath = "disk"\n')
+    disk = '[[drives]]\nid = "d0"\npath = "disk"\n'
+    file.write_text(f'engine = "tcg"\n[boot]\nkernel = "k"\ncmdline = "mine=1"\n{disk}')
 
     assert main(["vm", "plan", str(file)]) == 0
 
     output = capsys.readouterr().out
-    assert "machine my-vm" in output
+    assert output.startswith("engine tcg\nmachine my-vm\n")
     assert f"{tmp_path}/disk" in output
     assert "mine=1" in output
 
@@ -195,10 +197,12 @@ def test_doctor_names_what_is_missing_and_how_to_mend_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STRATO_LIBRARY_DIR", str(tmp_path))
+    monkeypatch.setattr(probe, "KVM_DEVICE", tmp_path / "kvm")
 
     assert main(["doctor"]) == 1
 
     output = capsys.readouterr().out
-    assert output.startswith("engine   tcg: engine kvm is not built in this release")
+    assert output.startswith(f"engine   tcg: {tmp_path}/kvm does not exist")
+    assert "let its host offer nested virtualisation" in output
     assert f"{tmp_path}/vmlinux does not exist" in output
     assert "-> build it: make build" in output

@@ -44,7 +44,7 @@ def test_a_device_that_panicked_is_lost_by_name() -> None:
 def test_a_panic_of_any_thread_of_the_library_is_the_end_and_nothing_waits_for_it() -> None:
     ears = Ears()
     ears.server.serve()
-    (device,) = ears.server._devices
+    ((_, device),) = ears.server._devices.values()
     ears.hear(DeviceEventKind.PANICKED, tag=LIBRARY_TAG)
     assert ears.lost == ["Bug in libstrato_vmm.so: Words"]
     abandoned = device._device

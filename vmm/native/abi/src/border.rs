@@ -6,6 +6,7 @@
 )]
 
 mod kinds;
+mod machine;
 
 use std::ffi::{CStr, c_char};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -177,7 +178,7 @@ unsafe fn create(
     }
     // SAFETY: passed on to the caller.
     let (ring, name) = unsafe { (Arc::clone(&events_of(events)?.0), required(name, "name")?) };
-    let device = Device::new(&name.to_string_lossy(), parts()?, Reporter::new(ring, tag))?;
+    let device = Device::new(&name.to_string_lossy(), parts()?, Reporter::new(ring, tag));
     // SAFETY: passed on to the caller.
     unsafe { store(ret, Box::into_raw(Box::new(device))) }
 }
@@ -222,23 +223,35 @@ pub unsafe extern "C" fn strato_vmm_device_metrics(
     ret: *mut usize,
 ) -> i32 {
     border(|| {
-        if buffer.is_null() || ret.is_null() {
-            return Err(null("buffer or ret"));
-        }
-        // SAFETY: the header's rule for handles.
-        let counters = unsafe { device_of(device) }?.counters();
-        let count = counters.len();
-        for (index, (counter, value)) in counters.into_iter().take(capacity).enumerate() {
-            let mut name = [0; NAME_LEN + 1];
-            for (place, byte) in name.iter_mut().take(NAME_LEN).zip(counter.bytes()) {
-                *place = byte as c_char;
-            }
-            // SAFETY: `buffer` has room for `capacity` metrics.
-            unsafe { buffer.add(index).write(RawMetric { name, value }) };
-        }
-        // SAFETY: the header's rule for ret.
-        unsafe { store(ret, count) }
+        // SAFETY: the header's rules.
+        unsafe { store_metrics(device_of(device)?.counters(), buffer, capacity, ret) }
     })
+}
+
+/// Writes as many counters as there is room for, and how many there are.
+///
+/// # Safety
+/// As the header says of `buffer` and `ret`.
+unsafe fn store_metrics(
+    counters: Vec<(&'static str, u64)>,
+    buffer: *mut RawMetric,
+    capacity: usize,
+    ret: *mut usize,
+) -> Result<()> {
+    if buffer.is_null() || ret.is_null() {
+        return Err(null("buffer or ret"));
+    }
+    let count = counters.len();
+    for (index, (counter, value)) in counters.into_iter().take(capacity).enumerate() {
+        let mut name = [0; NAME_LEN + 1];
+        for (place, byte) in name.iter_mut().take(NAME_LEN).zip(counter.bytes()) {
+            *place = byte as c_char;
+        }
+        // SAFETY: `buffer` has room for `capacity` metrics.
+        unsafe { buffer.add(index).write(RawMetric { name, value }) };
+    }
+    // SAFETY: passed on to the caller.
+    unsafe { store(ret, count) }
 }
 
 /// One function per struct of the header: what Python compares with its own layout at import.
@@ -261,10 +274,21 @@ sizes! {
     strato_vmm_sizeof_fs_config => kinds::RawFsConfig,
     strato_vmm_sizeof_fs_share => kinds::RawFsShare,
     strato_vmm_sizeof_net_config => kinds::RawNetConfig,
+    strato_vmm_sizeof_console_port => kinds::RawConsolePort,
+    strato_vmm_sizeof_console_config => kinds::RawConsoleConfig,
+    strato_vmm_sizeof_balloon_config => kinds::RawBalloonConfig,
+    strato_vmm_sizeof_balloon_info => kinds::RawBalloonInfo,
+    strato_vmm_sizeof_machine_config => machine::RawMachineConfig,
+    strato_vmm_sizeof_memory_region => machine::RawMemoryRegion,
+    strato_vmm_sizeof_memory_config => machine::RawMemoryConfig,
+    strato_vmm_sizeof_platform_config => machine::RawPlatformConfig,
+    strato_vmm_sizeof_slot_config => machine::RawSlotConfig,
+    strato_vmm_sizeof_boot_config => machine::RawBootConfig,
 }
 
 // The numbers that the header gives to this enum.
 const _: () = assert!(EventKind::NeedsReset as u32 == 1 && EventKind::Panicked as u32 == 7);
+const _: () = assert!(EventKind::GuestReset as u32 == 16 && EventKind::CrashLoaded as u32 == 21);
 
 #[cfg(test)]
 mod tests;

@@ -33,7 +33,7 @@ const CONTROL_RX: u16 = 2;
 const CONTROL_TX: u16 = 3;
 
 /// Most ports; Linux numbers its queues with 16 bits and nobody has more terminals.
-const MAX_PORTS: usize = 31;
+pub const MAX_PORTS: usize = 31;
 const MAX_NAME: usize = 64;
 
 /// Tokens: two for each port, then the control handle's.
