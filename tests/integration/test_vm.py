@@ -179,15 +179,17 @@ def test_engine_kvm_without_usable_kvm_is_an_error_that_says_why(vms: VmFactory)
 
 
 def test_guest_clock_follows_the_hosts(vms: VmFactory) -> None:
+    def look() -> tuple[float, float, float]:
+        """The guest's time between two of the host's: the answer may be long on its way."""
+        before = time.time()
+        return before, float(vm.ask("now")), time.time()
+
     vm = vms.boot()
-    first_host = time.time()
-    first_guest = float(vm.ask("now"))
-    vm.ask("cat /proc/uptime")
+    first_before, first, first_after = look()
     select.select([], [], [], 2.0)  # the measured quantity is a span of time
+    last_before, last, last_after = look()
 
-    drift = (float(vm.ask("now")) - first_guest) - (time.time() - first_host)
-
-    assert abs(drift) < 0.1
+    assert last_before - first_after - 0.1 < last - first < last_after - first_before + 0.1
 
 
 def test_console_output_is_kept_in_ring_and_log_within_limits(vms: VmFactory) -> None:

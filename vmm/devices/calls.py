@@ -310,7 +310,9 @@ def probe(kvm_fd: int) -> tuple[bool, str]:
     return ret[0] == 1, ffi.string(text).decode(errors="replace")
 
 
-def machine_create(events: Any, tag: int, name: str, kvm_fd: int, num_cpus: int, threads_per_core: int) -> Any:
+def machine_create(
+    events: Any, tag: int, name: str, kvm_fd: int, num_cpus: int, threads_per_core: int
+) -> Any:
     config = _sized("strato_vmm_machine_config")
     config.kvm_fd, config.num_cpus, config.threads_per_core = kvm_fd, num_cpus, threads_per_core
     ret = ffi.new("strato_vmm_machine **")
@@ -330,7 +332,11 @@ def machine_add_memory(
 
 
 def machine_add_platform(
-    machine: Any, ged_gsi: int, ports: tuple[int, int], serial: tuple[int, int, int], addresses: tuple[int, int]
+    machine: Any,
+    ged_gsi: int,
+    ports: tuple[int, int],
+    serial: tuple[int, int, int],
+    addresses: tuple[int, int],
 ) -> None:
     """``ports``: pvpanic and power; ``serial``: port, GSI, output; ``addresses``: tables and generation."""
     config = _sized("strato_vmm_platform_config")

@@ -22,7 +22,7 @@ MAX_CONNECTIONS = 4096
 
 
 class Device:
-    """A device that can be served to one front end at a time, or plugged into a machine. A context manager."""
+    """A device that is served to one front end at a time, or plugged into a machine. A context manager."""
 
     def __init__(self, handle: Any) -> None:
         self._device = handle

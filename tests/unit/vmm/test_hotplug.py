@@ -10,8 +10,8 @@ import pytest
 from tests.framework.descriptors import open_descriptors
 from tests.unit.vmm.test_boards import DISKS_ONLY, KVM, TCG, plan
 from vmm.boards.base import DeviceKind, DevicePlan
-from vmm.config import DriveCache, DriveConfig, EngineName, NetConfig, ShareConfig
-from vmm.engines.base import Engine
+from vmm.config import DriveCache, DriveConfig, NetConfig, ShareConfig
+from vmm.engines.kvm import KvmEngine
 from vmm.errors import ConfigError, EngineError, HostError, QmpCommandError
 from vmm.hotplug import DiskNode, Hotplug, TapNode
 
@@ -20,11 +20,8 @@ pytestmark = pytest.mark.unit
 MAC = "02:53:54:52:00:09"
 
 
-class SpareSlots(Engine):
+class SpareSlots(KvmEngine):
     """An engine that only takes note of what is plugged."""
-
-    name = EngineName.KVM
-    __abstractmethods__: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
         self.plugged: dict[str, tuple[DevicePlan, int | None]] = {}
@@ -39,9 +36,6 @@ class SpareSlots(Engine):
 
     def unplug(self, device: DevicePlan) -> None:
         del self.plugged[device.id]
-
-
-SpareSlots.__abstractmethods__ = frozenset()
 
 
 @pytest.fixture

@@ -264,9 +264,9 @@ impl Console {
     fn take_changes(&mut self, io: &DeviceIo<'_>) {
         let Some(size) = self.control.take() else { return };
         self.size = size;
-        if !self.multiport {
-            io.notify_config();
-        } else if let Some(port) = self.ports.first_mut() {
+        // With several ports there is a message for it too, but the configuration has changed all the same.
+        io.notify_config();
+        if let Some(port) = self.ports.first_mut().filter(|_| self.multiport) {
             port.due.resize = port.driver.ready;
         }
     }

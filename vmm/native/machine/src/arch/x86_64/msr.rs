@@ -23,7 +23,7 @@ const PAT: u64 = 0x0007_0406_0007_0406;
 const ARCH_CAP_TSX_CTRL: u64 = 1 << 7;
 
 /// Every processor has these, and every KVM.
-const ALWAYS: [(u32, u64); 12] = [
+const ALWAYS: [(u32, u64); 11] = [
     // IA32_SYSENTER_CS, _ESP, _EIP.
     (0x174, 0),
     (0x175, 0),
@@ -36,13 +36,12 @@ const ALWAYS: [(u32, u64); 12] = [
     (0xC000_0083, 0),
     (0xC000_0084, 0),
     (0xC000_0102, 0),
-    // MCG_STATUS, DEBUGCTL.
+    // MCG_STATUS.
     (0x17A, 0),
-    (0x1D9, 0),
 ];
 
 /// These are set where KVM knows them.
-const WHERE_KNOWN: [(u32, u64); 17] = [
+const WHERE_KNOWN: [(u32, u64); 18] = [
     // TSC_ADJUST, SPEC_CTRL, XSS, TSC_AUX. The TSC itself goes on: KVM keeps it equal on all vCPUs.
     (0x3B, 0),
     (0x48, 0),
@@ -51,7 +50,8 @@ const WHERE_KNOWN: [(u32, u64); 17] = [
     (MSR_IA32_MISC_ENABLE, MISC_ENABLE),
     // TSC_DEADLINE: a timer of the former life must not fire.
     (0x6E0, 0),
-    // TSX_CTRL, VIRT_SPEC_CTRL.
+    // DEBUGCTL, TSX_CTRL, VIRT_SPEC_CTRL.
+    (0x1D9, 0),
     (0x122, 0),
     (0xC001_011F, 0),
     // kvmclock, old and new, asynchronous page faults, steal time, end of interrupt: KVM writes to the guest

@@ -165,6 +165,8 @@ fn first_vcpu_is_the_bootstrap_processor_and_the_others_wait() {
         assert_eq!(found, expected);
         assert_eq!(msr::get(&vcpu, 0x2FF).unwrap(), 0x806);
         assert_eq!(msr::get(&vcpu, 0x1A0).unwrap() & 1, 1);
+        // MCG_CAP: one bank.
+        assert_eq!(msr::get(&vcpu, 0x179).unwrap(), 1);
     }
 }
 
