@@ -19,7 +19,7 @@ class ExitKind(StrEnum):
     GUEST_PANIC = "guest-panic"
     """The guest's kernel panicked."""
     TRIPLE_FAULT = "triple-fault"
-    """A vCPU met a fault that the guest could not handle: its kernel is broken, or was (engine kvm)."""
+    """The guest failed even to handle that it failed to handle a fault: its kernel is broken (engine kvm)."""
     VCPU_FAILED = "vcpu-failed"
     """KVM could not run a vCPU any further (engine kvm)."""
     QUIT = "quit"

@@ -40,6 +40,9 @@ QUIT_GRACE_S = 2.0
 BACKEND_VERDICT_S = 1.0
 """How long after a backend's good end the end of the engine may explain it."""
 
+BALLOON_EVENT_S = 1.0
+"""Time between two events about the size of the guest's memory, as in QEMU."""
+
 EventSink: TypeAlias = "Callable[[str, Mapping[str, Any]], None]"
 
 _KINDS = {
@@ -76,7 +79,10 @@ class Machine(Observer):
         self._hotplug: Hotplug | None = None
         self._drive_limits: dict[str, LimitConfig] = {}
         self._engine_running = False
-        self._devices = DeviceServer(log, lost=self.lost, front_end_gone=self.suspect)
+        self._devices = DeviceServer(
+            log, lost=self.lost, front_end_gone=self.suspect, balloon_changed=self._on_balloon
+        )
+        self._balloon_told = False
         self._panic_seen = False
 
     # --- boot -------------------------------------------------------------------------------------
@@ -346,6 +352,16 @@ class Machine(Observer):
             self._log.error("lost", cause=text)
             self.finish(ExitKind.HOST_ERROR, text)
         self._stop_if_done()
+
+    def _on_balloon(self) -> None:
+        # A guest says so for each of its steps: clients hear once a second at most, and of the last one.
+        if not self._balloon_told:
+            self._balloon_told = True
+            self._loop.call_later(BALLOON_EVENT_S, self._tell_balloon)
+
+    def _tell_balloon(self) -> None:
+        self._balloon_told = False
+        self._announce("BALLOON_CHANGE", {"actual": self.balloon_bytes()})
 
     def _end_backends(self) -> None:
         for process in self._processes.living():

@@ -42,15 +42,22 @@ REMOVAL_TIMEOUT_MS = 2000
 class DeviceServer:
     """The devices of one machine that are served here.
 
-    ``lost`` is told why a device cannot go on, ``front_end_gone`` that QEMU has let go of one.
+    ``lost`` is told why a device cannot go on, ``front_end_gone`` that QEMU has let go of one,
+    ``balloon_changed`` that the guest has given up another amount of memory.
     """
 
     def __init__(
-        self, log: Log, *, lost: Callable[[str], None], front_end_gone: Callable[[str], None]
+        self,
+        log: Log,
+        *,
+        lost: Callable[[str], None],
+        front_end_gone: Callable[[str], None],
+        balloon_changed: Callable[[], None],
     ) -> None:
         self._log = log
         self._lost = lost
         self._front_end_gone = front_end_gone
+        self._balloon_changed = balloon_changed
         self._waiting: list[tuple[DevicePlan, socket.socket]] = []
         self._devices: dict[int, tuple[DevicePlan, Device]] = {}
         self._shares = 0
@@ -276,6 +283,8 @@ class DeviceServer:
                 self._lost(f"Device {name} is lost: {event.text}")
             case Kind.FRONT_END_GONE:
                 self._front_end_gone(f"Front end of device {name} has gone")
+            case Kind.BALLOON_CHANGED:
+                self._balloon_changed()
             case Kind.CONFIG_CHANGED:
                 self._log.debug(event.text, device=name, count=event.count)
             case _:

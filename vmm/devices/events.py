@@ -30,6 +30,8 @@ class DeviceEventKind:
     """The device's thread could not go on."""
     PANICKED: Final = 7
     """A bug in the device or the machine; it is lost."""
+    BALLOON_CHANGED: Final = 8
+    """The guest has given up another amount of memory."""
     GUEST_RESET: Final = 16
     """The guest asked for a reset.
 
@@ -56,6 +58,7 @@ KIND_NAMES = {
     5: "FRONT_END_GONE",
     6: "LOST",
     7: "PANICKED",
+    8: "BALLOON_CHANGED",
     16: "GUEST_RESET",
     17: "GUEST_SHUTDOWN",
     18: "GUEST_PANICKED",

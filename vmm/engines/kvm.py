@@ -43,6 +43,8 @@ class KvmEngine(Engine):
         self._host = host
         self._machine: Machine | None = None
         self._plan: MachinePlan | None = None
+        # Kept for resets: their names may be out of reach by then.
+        self._kernel_fd = self._initrd_fd = -1
         self._running = False
         self._ended = False
 
@@ -53,6 +55,9 @@ class KvmEngine(Engine):
         layout = plan.layout
         assert layout is not None  # EngineTraits.own_layout
         self._plan = plan
+        self._kernel_fd = _open(plan.kernel, "boot.kernel")
+        if plan.initrd is not None:
+            self._initrd_fd = _open(plan.initrd, "boot.initrd")
         with _sentences(f"VM {plan.name} cannot be made"):
             self._machine = machine = self._create(plan)
             self._add_memory(machine, plan, layout)
@@ -88,7 +93,7 @@ class KvmEngine(Engine):
 
     def _add_memory(self, machine: Machine, plan: MachinePlan, layout: MachineLayout) -> None:
         memory = plan.memory
-        with _file(memory.file, os.O_RDONLY, "memory.file") as fd:
+        with _opened(memory.file, "memory.file") as fd:
             machine.add_memory(
                 [(region.guest_addr, region.bytes) for region in layout.ram],
                 backend="anonymous" if memory.backend is MemoryBackend.AUTO else str(memory.backend),
@@ -100,7 +105,7 @@ class KvmEngine(Engine):
     def _add_platform(self, machine: Machine, plan: MachinePlan, layout: MachineLayout) -> None:
         platform = layout.platform
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        with _file(plan.serial_log, flags, "serial.log") as serial_fd:
+        with _opened(plan.serial_log, "serial.log", flags) as serial_fd:
             machine.add_platform(
                 ged_gsi=platform.ged_gsi,
                 power_port=platform.power_port,
@@ -120,13 +125,9 @@ class KvmEngine(Engine):
             machine.plug(device.slot, devices.make(device, fd=fd))
 
     def _load(self, machine: Machine, plan: MachinePlan) -> None:
-        with (
-            _file(plan.kernel, os.O_RDONLY, "boot.kernel") as kernel_fd,
-            _file(plan.initrd, os.O_RDONLY, "boot.initrd") as initrd_fd,
-            _sentences(f"Kernel {plan.kernel} cannot be loaded"),
-        ):
-            assert kernel_fd is not None
-            machine.load(kernel_fd=kernel_fd, initrd_fd=initrd_fd, cmdline=plan.cmdline)
+        initrd_fd = None if plan.initrd is None else self._initrd_fd
+        with _sentences(f"Kernel {plan.kernel} cannot be loaded"):
+            machine.load(kernel_fd=self._kernel_fd, initrd_fd=initrd_fd, cmdline=plan.cmdline)
 
     # --- operations -------------------------------------------------------------------------------
 
@@ -224,6 +225,9 @@ class KvmEngine(Engine):
             if self._host.devices.broken:
                 self._machine.abandon()
             self._machine.close()
+        for fd in (self._kernel_fd, self._initrd_fd):
+            if fd >= 0:
+                os.close(fd)
 
     def _made(self) -> Machine:
         if self._machine is None:
@@ -280,15 +284,19 @@ def _sentences(what: str) -> Iterator[None]:
         raise HostError(what) from error
 
 
+def _open(path: Path, section: str, flags: int = os.O_RDONLY) -> int:
+    try:
+        return os.open(path, flags | os.O_CLOEXEC, _SERIAL_MODE)
+    except OSError as error:
+        raise HostError(f"File {path} ({section}) cannot be opened") from error
+
+
 @contextmanager
-def _file(path: Path | None, flags: int, section: str) -> Iterator[int | None]:
+def _opened(path: Path | None, section: str, flags: int = os.O_RDONLY) -> Iterator[int | None]:
     if path is None:
         yield None
         return
-    try:
-        fd = os.open(path, flags | os.O_CLOEXEC, _SERIAL_MODE)
-    except OSError as error:
-        raise HostError(f"File {path} ({section}) cannot be opened") from error
+    fd = _open(path, section, flags)
     try:
         yield fd
     finally:

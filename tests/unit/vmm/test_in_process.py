@@ -22,7 +22,9 @@ class Ears:
     def __init__(self, plan: DevicePlan = RNG) -> None:
         self.lost: list[str] = []
         self.gone: list[str] = []
-        self.server = DeviceServer(Log(), lost=self.lost.append, front_end_gone=self.gone.append)
+        self.server = DeviceServer(
+            Log(), lost=self.lost.append, front_end_gone=self.gone.append, balloon_changed=lambda: None
+        )
         self.front_end = self.server.connect(plan).connection
 
     def hear(self, kind: int, *, tag: int = 0) -> None:

@@ -120,6 +120,12 @@ pub struct Device {
 impl Device {
     /// A device that is neither served nor plugged. It has no thread of its own yet.
     pub fn new(name: &str, parts: Parts, reporter: Reporter) -> Self {
+        if let Control::Balloon(control) = &parts.control {
+            let reporter = reporter.clone();
+            control.on_actual(Box::new(move || {
+                reporter.push(EventKind::BalloonChanged, "The guest has another size");
+            }));
+        }
         Self {
             name: name.to_owned(),
             reporter,

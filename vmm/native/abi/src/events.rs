@@ -63,6 +63,8 @@ pub enum EventKind {
     Lost = 6,
     /// The device or the machine is lost: its code panicked.
     Panicked = 7,
+    /// The guest has given up another amount of memory (balloon).
+    BalloonChanged = 8,
     /// The guest asked for a reset.
     GuestReset = 16,
     /// The guest switched itself off.

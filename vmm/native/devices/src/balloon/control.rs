@@ -1,11 +1,14 @@
 //! What the host wants of a balloon, and what it knows of it.
 
+use std::fmt;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::metrics::BalloonMetrics;
 use super::queue::PAGE;
 
 /// Statistics that have a tag: 0 to 9 (virtio 1.2, 5.5.6.4) and those that Linux has added since, up to 15
@@ -19,6 +22,10 @@ pub struct BalloonInfo {
     pub target: u64,
     /// Bytes that it says it has given up.
     pub actual: u64,
+    /// Bytes that it has reported as free so far, each time anew.
+    pub reported: u64,
+    /// Bytes that went back to the host so far, whatever for.
+    pub discarded: u64,
     /// Its statistics by tag, as far as it has told them.
     pub stats: [Option<u64>; STATS],
     /// When it did.
@@ -33,10 +40,20 @@ struct State {
     updated: Option<SystemTime>,
 }
 
-#[derive(Debug)]
+/// Hears that the guest says of another size that it has given up.
+pub type OnActual = Box<dyn Fn() + Send>;
+
 struct Shared {
     wake: EventFd,
     state: Mutex<State>,
+    metrics: Arc<BalloonMetrics>,
+    on_actual: Mutex<Option<OnActual>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("state", &self.state).finish_non_exhaustive()
+    }
 }
 
 /// The handle to a balloon in use; works from any thread and after the device is gone.
@@ -48,9 +65,11 @@ pub struct BalloonControl {
 impl BalloonControl {
     /// # Errors
     /// No descriptor to be had.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(metrics: &Arc<BalloonMetrics>) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        Ok(Self { shared: Arc::new(Shared { wake, state: Mutex::default() }) })
+        let metrics = Arc::clone(metrics);
+        let shared = Shared { wake, state: Mutex::default(), metrics, on_actual: Mutex::default() };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -74,9 +93,17 @@ impl BalloonControl {
         BalloonInfo {
             target: u64::from(state.target) * PAGE,
             actual: u64::from(state.actual) * PAGE,
+            reported: self.shared.metrics.reported_bytes.load(Ordering::Relaxed),
+            discarded: self.shared.metrics.discarded_bytes.load(Ordering::Relaxed),
             stats: state.stats,
             updated: state.updated,
         }
+    }
+
+    /// Calls `hear` on the device's thread, whenever the guest says of another size that it has given up. It must
+    /// not wait.
+    pub fn on_actual(&self, hear: OnActual) {
+        *self.shared.on_actual.lock().unwrap_or_else(PoisonError::into_inner) = Some(hear);
     }
 
     pub(super) fn wake(&self) -> &EventFd {
@@ -96,7 +123,13 @@ impl BalloonControl {
     }
 
     pub(super) fn set_actual(&self, pages: u32) {
-        self.state().actual = pages;
+        let before = std::mem::replace(&mut self.state().actual, pages);
+        if before == pages {
+            return;
+        }
+        if let Some(hear) = self.shared.on_actual.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            hear();
+        }
     }
 
     pub(super) fn set_stats(&self, stats: [Option<u64>; STATS]) {

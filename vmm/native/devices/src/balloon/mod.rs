@@ -15,6 +15,6 @@ mod state;
 mod tests;
 
 pub use self::backend::{Discard, HostDiscard};
-pub use self::control::{BalloonControl, BalloonInfo, STATS};
+pub use self::control::{BalloonControl, BalloonInfo, OnActual, STATS};
 pub use self::device::{Balloon, BalloonConfig};
 pub use self::metrics::BalloonMetrics;

@@ -1,5 +1,6 @@
 //! Normal traffic.
 
+use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant, SystemTime};
 
 use strato_virtio::{Notification, RING_FEATURES};
@@ -54,6 +55,21 @@ fn the_guest_hears_of_a_target_and_tells_how_far_it_is() {
     m.control.set_target((1 << 44) - 1).unwrap();
     m.settle();
     assert_eq!(m.host.config().get(0, 4).unwrap(), [0xff; 4]);
+}
+
+#[test]
+fn the_host_hears_of_every_other_size_once() {
+    let mut m = machine(config(None), ALL);
+    let heard = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&heard);
+    m.control.on_actual(Box::new(move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }));
+    for pages in [600u32, 600, 0, 1] {
+        assert!(m.host.write_config(4, &pages.to_le_bytes()));
+    }
+    assert_eq!(heard.load(Ordering::Relaxed), 3);
+    assert_eq!(m.control.info().actual, PAGE);
 }
 
 #[test]
@@ -151,6 +167,7 @@ fn free_pages_that_are_reported_go_back_before_they_are_given_back() {
     assert_eq!(m.queues[3].take_used().map(|used| used.1), Some(0));
     assert_eq!(m.zero_pages(), (300..364).chain(500..532).collect::<Vec<_>>());
     assert_eq!((m.counter("reported_bytes"), m.counter("discarded_bytes")), (96 * PAGE, 96 * PAGE));
+    assert_eq!((m.control.info().reported, m.control.info().discarded), (96 * PAGE, 96 * PAGE));
 }
 
 /// A driver by the specification's numbers, and one that leaves out what was not settled.

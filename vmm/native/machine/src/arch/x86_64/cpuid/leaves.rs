@@ -73,8 +73,8 @@ const REMOVED: [Removal; 16] = [
     removal(0x1, 0, Ecx, &[27]),
     // SGX, and SGX_LC below: enclave memory is shared by all of the host.
     removal(0x7, 0, Ebx, &[2]),
-    // HLE, RTM: half of the host's processors have transactions switched off by microcode, and they leak (TAA). KVM
-    // switches them off in hardware for guests that have no RTM here.
+    // HLE, RTM: transactions leak (TAA) where microcode has not switched them off altogether. KVM switches them off in
+    // hardware for guests that have no RTM here.
     removal(0x7, 0, Ebx, &[4, 11]),
     // PQM, PQE: monitoring and allocation of the host's cache. Processor trace.
     removal(0x7, 0, Ebx, &[12, 15, 25]),
@@ -124,7 +124,7 @@ const PARAVIRTUAL: u32 = bit(0)
     | bit(24);
 
 /// The leaf of KVM's paravirtual features (KVM_CPUID_FEATURES of asm/kvm_para.h).
-const KVM_FEATURES: u32 = 0x4000_0001;
+pub const KVM_FEATURES: u32 = 0x4000_0001;
 
 /// TSC deadlines of the APIC timer, and the sign that there is a hypervisor: leaf 1, ECX. KVM leaves both to its user.
 const TSC_DEADLINE: u32 = bit(24);

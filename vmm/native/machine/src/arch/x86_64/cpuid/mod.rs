@@ -107,6 +107,16 @@ impl CpuModel {
         self.has_xcr0
     }
 
+    /// Whether guests have one of KVM's paravirtual features, by its number.
+    pub(super) fn has_paravirtual(&self, feature: u32) -> bool {
+        find(&self.entries, leaves::KVM_FEATURES, 0).is_some_and(|leaf| leaf.eax >> feature & 1 != 0)
+    }
+
+    /// Whether guests have the MSR IA32_ARCH_CAPABILITIES: bit 29 of leaf 7, EDX.
+    pub(super) fn has_arch_capabilities(&self) -> bool {
+        find(&self.entries, 0x7, 0).is_some_and(|leaf| leaf.edx >> 29 & 1 != 0)
+    }
+
     /// Whether this KVM knows an MSR.
     pub(super) fn knows_msr(&self, index: u32) -> bool {
         self.msrs.binary_search(&index).is_ok()
