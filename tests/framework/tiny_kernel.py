@@ -13,8 +13,8 @@ _ELF_HEADER, _PROGRAM_HEADER = struct.Struct("<16sHHIQQQIHHHHHH"), struct.Struct
 _PT_LOAD, _PT_NOTE = 1, 4
 _XEN_ELFNOTE_PHYS32_ENTRY = 18  # xen/include/public/elfnote.h
 
-# lidt of an empty table at an address that holds zeros, then a breakpoint that nothing can take
-TRIPLE_FAULT = bytes.fromhex("0f011d 00003000 cc f4")
+# ud2: an exception for which there is no interrupt table
+TRIPLE_FAULT = bytes.fromhex("0f0b f4")
 # mov eax, 0xd0000000; jmp eax: instructions of an address where there is nothing
 RUN_NOWHERE = bytes.fromhex("b8 000000d0 ffe0")
 # mov edx, 0x505; mov al, 1; out dx, al; hlt: what a panicking Linux tells pvpanic

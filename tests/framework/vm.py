@@ -65,10 +65,10 @@ class Vm:
                 cwd=Path(__file__).parents[2],
             )
 
-    def wait_for(self, text: str) -> None:
+    def wait_for(self, text: str, *, timeout_s: float = DEADLINE_S) -> None:
         """Wait until the console has printed that text after what has been waited for before."""
         assert self.process.stdout is not None
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + timeout_s
         while (found := self.output.find(text, self._seen)) < 0:
             ready, _, _ = select.select([self.process.stdout], [], [], max(0, deadline - time.monotonic()))
             data = os.read(self.process.stdout.fileno(), 65536) if ready else b""
@@ -91,9 +91,9 @@ class Vm:
         self.wait_for("\n")
         return self.output[start : self._seen].strip()
 
-    def wait_ready(self) -> Self:
+    def wait_ready(self, *, timeout_s: float = DEADLINE_S) -> Self:
         """Wait until the guest's user space answers."""
-        self.wait_for(f"{ANSWER}ready")
+        self.wait_for(f"{ANSWER}ready", timeout_s=timeout_s)
         self.wait_for("\n")
         return self
 

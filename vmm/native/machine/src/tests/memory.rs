@@ -198,20 +198,29 @@ fn dirty_log_has_the_pages_that_the_guest_wrote() {
         "2:",
         "in al, 0x10",
         "mov dword ptr [0x200000], 1",
-        "mov dword ptr [0x205000], 1",
+        "mov dword ptr [0x10003000], 1",
         "out 0x10, al",
         "jmp 2b",
     );
     let gate = Probe::new();
-    let Some(plan) = Plan::new(code) else { return };
+    // Two regions, which are two slots and two bitmaps.
+    let second = 0x1000_0000;
+    let regions =
+        vec![Region { guest_addr: 0, bytes: RAM_BYTES }, Region { guest_addr: second, bytes: RAM_BYTES }];
+    let Some(plan) = Plan::with_memory(code, MemoryConfig { regions, ..anonymous() }) else { return };
     let mut guest = plan.port(0x10, 1, gate.clone()).run();
     let round = || while !matches!(gate.next(), super::guest::Access::Write(..)) {};
     round();
     assert!(guest.vm.take_dirty_log().is_err());
     guest.vm.set_dirty_log(true).unwrap();
     let dirty = |log: &[Vec<u64>]| -> Vec<u64> {
-        let pages = (0..RAM_BYTES / PAGE).filter(|page| log[0][*page as usize / 64] >> (page % 64) & 1 == 1);
-        pages.map(|page| page * PAGE).collect()
+        let pages = |bits: &[u64]| {
+            let written =
+                (0..RAM_BYTES / PAGE).filter(|page| bits[*page as usize / 64] >> (page % 64) & 1 == 1);
+            written.map(|page| page * PAGE).collect::<Vec<u64>>()
+        };
+        assert_eq!(log.len(), 2);
+        pages(&log[0]).into_iter().chain(pages(&log[1]).into_iter().map(|at| second + at)).collect()
     };
     for _ in 0..2 {
         // What was said before does not count; then one that was under way, and one as a whole.
@@ -219,7 +228,7 @@ fn dirty_log_has_the_pages_that_the_guest_wrote() {
         round();
         round();
         assert!(guest.park());
-        assert_eq!(dirty(&guest.vm.take_dirty_log().unwrap()), [0x20_0000, 0x20_5000]);
+        assert_eq!(dirty(&guest.vm.take_dirty_log().unwrap()), [0x20_0000, second + 0x3000]);
         assert!(dirty(&guest.vm.take_dirty_log().unwrap()).is_empty());
         guest.vcpus.release().unwrap();
     }
