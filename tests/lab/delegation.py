@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.framework import compiler
 from tests.framework.engine import VARIABLE as ENGINE_VARIABLE
 
 from . import LabError, selection
@@ -61,6 +62,7 @@ class LabPlugin:
         if full:
             settings = replace(settings, deadline_s=settings.deadline_s * _FULL_FACTOR)
         try:
+            compiler.compile_everything()
             with LabHost(Command(inner_command(self._config, items)), settings) as host:
                 relay = Relay(session, items, host.results / REPORTS)
                 try:

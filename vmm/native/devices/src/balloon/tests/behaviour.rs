@@ -120,8 +120,9 @@ fn statistics_are_taken_by_tag() {
 #[test]
 fn statistics_are_asked_for_in_time() {
     let interval = Duration::from_millis(20);
-    let mut m = machine(config(Some(interval)), ALL);
+    // The timer runs from the device's first moment.
     let begin = Instant::now();
+    let mut m = machine(config(Some(interval)), ALL);
     for round in 1..4 {
         m.send_stats(&[(0, round)]);
         assert_eq!(m.control.info().stats[0], Some(round));
