@@ -378,7 +378,7 @@ impl Drop for Machine {
         let parts = self.parts.get_mut().unwrap_or_else(PoisonError::into_inner);
         parts.vcpus = None;
         for slot in parts.slots.values() {
-            if let Some(device) = slot.empty(&parts.vm) {
+            if let Some(device) = slot.abandon() {
                 parts.dispose(&device);
             }
         }
