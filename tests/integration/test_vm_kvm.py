@@ -57,8 +57,8 @@ def test_guest_runs_in_other_memory_than_the_default(vms: VmFactory, backend: Me
     config = vms.config()
     file = config.runtime_dir / "ram"
     file.write_bytes(bytes(96 << 20))
-    fields = {"file": file} if backend is MemoryBackend.FILE else {}
-    memory = MemoryConfig(size_mib=96, backend=backend, **fields)
+    wanted = file if backend is MemoryBackend.FILE else None
+    memory = MemoryConfig(size_mib=96, backend=backend, file=wanted)
     vm = vms.boot(replace(config, memory=memory))
 
     assert vm.ask("echo hello") == "hello"
