@@ -1,29 +1,23 @@
 """The guest image of the VM tests: a static C program as /init in an uncompressed cpio archive.
 
-Built once per session into a folder of the caller's; takes a quarter of a second with any C compiler.
+Built once per session into a folder of the caller's.
 """
 
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("guest_init.c")
+from . import compiler
 
 
 def build(directory: Path, files: Mapping[str, Path] | None = None) -> Path:
-    """Compile the init and return the path of an initramfs that holds it, and executable `files` by their
-    names in the guest's root folder.
+    """Return the path of an initramfs that holds the init, and executable `files` by their names in the
+    guest's root folder.
     """
-    program = directory / "init"
-    subprocess.run(
-        ["gcc", "-static", "-Os", "-Wall", "-Werror", "-Wno-unused-result", "-o", program, SOURCE],
-        check=True,
-    )
     image = directory / "initramfs.img"
     image.write_bytes(
         _entry("dev", 0o040755)
         + _entry("dev/console", 0o020600, device=(5, 1))
-        + _entry("init", 0o100755, program.read_bytes())
+        + _entry("init", 0o100755, compiler.guest_init().read_bytes())
         + b"".join(_entry(name, 0o100755, path.read_bytes()) for name, path in (files or {}).items())
         + _entry("TRAILER!!!", 0)
     )

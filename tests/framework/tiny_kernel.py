@@ -4,6 +4,7 @@ The entry (boot protocol PVH, xen/include/public/arch-x86/hvm/start_info.h) is 3
 paging, interrupts off; ebx points to the start info.
 """
 
+import os
 import struct
 from pathlib import Path
 
@@ -12,8 +13,8 @@ _ELF_HEADER, _PROGRAM_HEADER = struct.Struct("<16sHHIQQQIHHHHHH"), struct.Struct
 _PT_LOAD, _PT_NOTE = 1, 4
 _XEN_ELFNOTE_PHYS32_ENTRY = 18  # xen/include/public/elfnote.h
 
-# lidt of an empty table at an address that holds zeros, then a breakpoint that nothing can take
-TRIPLE_FAULT = bytes.fromhex("0f011d 00003000 cc f4")
+# ud2: an exception for which there is no interrupt table
+TRIPLE_FAULT = bytes.fromhex("0f0b f4")
 # mov eax, 0xd0000000; jmp eax: instructions of an address where there is nothing
 RUN_NOWHERE = bytes.fromhex("b8 000000d0 ffe0")
 # mov edx, 0x505; mov al, 1; out dx, al; hlt: what a panicking Linux tells pvpanic
@@ -26,8 +27,14 @@ SPIN = bytes.fromhex("ebfe")
 HALT = bytes.fromhex("faf4")
 
 
-def write(path: Path, code: bytes) -> Path:
-    """Writes a kernel of these instructions and returns its path."""
+def out(port: int, value: int) -> bytes:
+    """Returns code that writes a byte to a port."""
+    # mov edx, port; mov al, value; out dx, al
+    return b"\xba" + struct.pack("<I", port) + b"\xb0" + bytes([value]) + b"\xee"
+
+
+def elf(code: bytes) -> bytes:
+    """Returns a kernel of these instructions."""
     note = struct.pack("<III4sI", 4, 4, _XEN_ELFNOTE_PHYS32_ENTRY, b"Xen\0", LOAD_ADDR)
     headers = _ELF_HEADER.size + 2 * _PROGRAM_HEADER.size
     note_offset, code_offset = headers, 0x1000
@@ -39,5 +46,17 @@ def write(path: Path, code: bytes) -> Path:
     )
     load = _PROGRAM_HEADER.pack(_PT_LOAD, 7, code_offset, LOAD_ADDR, LOAD_ADDR, len(code), len(code), 0x1000)
     notes = _PROGRAM_HEADER.pack(_PT_NOTE, 4, note_offset, 0, 0, len(note), len(note), 4)
-    path.write_bytes((header + load + notes + note).ljust(code_offset, b"\0") + code)
+    return (header + load + notes + note).ljust(code_offset, b"\0") + code
+
+
+def write(path: Path, code: bytes) -> Path:
+    """Writes such a kernel to a file and returns its path."""
+    path.write_bytes(elf(code))
     return path
+
+
+def memfd(code: bytes) -> int:
+    """Returns a descriptor of such a file, which is the caller's to close."""
+    fd = os.memfd_create("tiny-kernel")
+    os.write(fd, elf(code))
+    return fd

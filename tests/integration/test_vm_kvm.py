@@ -57,8 +57,7 @@ def test_guest_runs_in_other_memory_than_the_default(vms: VmFactory, backend: Me
     config = vms.config()
     file = config.runtime_dir / "ram"
     file.write_bytes(bytes(96 << 20))
-    wanted = file if backend is MemoryBackend.FILE else None
-    memory = MemoryConfig(size_mib=96, backend=backend, file=wanted)
+    memory = MemoryConfig(size_mib=96, backend=backend, file=file if backend is MemoryBackend.FILE else None)
     vm = vms.boot(replace(config, memory=memory))
 
     assert vm.ask("echo hello") == "hello"

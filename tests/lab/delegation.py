@@ -5,18 +5,23 @@ running, with the console, and every test after it by name: nothing is tried aga
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.framework import compiler
+from tests.framework.engine import VARIABLE as ENGINE_VARIABLE
+
 from . import LabError, selection
 from .host import LabHost, Outcome
 from .inside import REPORTS
-from .settings import Command, LabSettings
+from .settings import Command, LabSettings, inherited_environment
 
 _FULL_FACTOR = 4
 _KEPT_BYTES = 8192
@@ -36,6 +41,11 @@ class LabPlugin:
         if self._config.option.collectonly:
             return (yield)
         inside = [item for item in session.items if selection.runs_inside(item.nodeid)]
+        engine = inherited_environment(os.environ)[ENGINE_VARIABLE]
+        if find_spec(f"vmm.engines.{engine}") is None:
+            for item in inside:
+                item.add_marker(pytest.mark.skip(reason=f"engine {engine} is not built in this release"))
+            inside = []
         session.items[:] = [item for item in session.items if item not in inside]
         result = yield
         if inside:
@@ -52,6 +62,7 @@ class LabPlugin:
         if full:
             settings = replace(settings, deadline_s=settings.deadline_s * _FULL_FACTOR)
         try:
+            compiler.compile_everything()
             with LabHost(Command(inner_command(self._config, items)), settings) as host:
                 relay = Relay(session, items, host.results / REPORTS)
                 try:

@@ -99,6 +99,11 @@ class LabHost:
     ) -> None:
         self.close()
 
+    @property
+    def pid(self) -> int:
+        """Pid of QEMU."""
+        return self._processes["qemu"].pid
+
     def close(self) -> None:
         """Kill what still runs and remove every file."""
         for process in self._processes.values():
@@ -110,41 +115,24 @@ class LabHost:
 
     def wait(self, listener: Listener) -> Outcome:
         """Wait for the command's end and the test host's. Raises LostHostError."""
-        begin = time.monotonic()
-        watchdog = Watchdog(self.settings, begin)
-        boot_s = command_s = 0.0
+        watch = _Watch(self.settings, self.console, listener)
         console, output = self._sockets
         with selectors.DefaultSelector() as selector:
-            for end in (console, output):
-                selector.register(end, selectors.EVENT_READ)
+            selector.register(console, selectors.EVENT_READ, watch.on_console)
+            selector.register(output, selectors.EVENT_READ, watch.on_output)
             while selector.get_map():
-                ready = selector.select(max(0.0, watchdog.next_look() - time.monotonic()))
-                now = time.monotonic()
-                for key, _ in ready:
+                for key, _ in selector.select(watch.seconds_left()):
                     data = _receive(key.fd)
-                    if not data:
+                    if data:
+                        key.data(data)
+                    else:
                         selector.unregister(key.fileobj)
-                    elif key.fileobj is output:
-                        watchdog.output(now)
-                        listener.output(data)
-                        continue
-                    for sign in self.console.feed(data):
-                        match sign:
-                            case str():
-                                listener.console(sign)
-                            case _ if sign.kind == "beat":
-                                watchdog.beat(int(sign.words[0]), now)
-                            case _ if sign.kind == "up":
-                                boot_s = now - begin
-                                watchdog.up(now)
-                            case _:
-                                command_s = now - begin - boot_s
                 listener.progress()
-                why = watchdog.verdict(now)
+                why = watch.verdict()
                 if why is not None:
                     raise self._lost(why)
         status = self._status()
-        return Outcome(status, boot_s, command_s, time.monotonic() - begin)
+        return watch.outcome(status)
 
     def _status(self) -> int:
         qemu = self._processes["qemu"]
@@ -212,7 +200,7 @@ class LabHost:
     def _spawn(self, name: str, command: list[str], *descriptors: int) -> None:
         with (self.directory / f"{name}.log").open("wb") as log:
             self._processes[name] = subprocess.Popen(
-                command,
+                machine.bound_command(command, os.getpid()),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -225,11 +213,57 @@ class LabHost:
     def _fill_share(self, kernel: DebianKernel) -> None:
         self.results.mkdir(parents=True)
         (self.share / "modules").write_text(f"{kernel.module_root}\n")
-        (self.share / "command").write_text(_script(self._command))
+        (self.share / "command").write_text(command_script(self._command))
         needed = [CHECKOUT, self._command.directory, kernel.directory]
         needed += [path.resolve() for path in (Path(sys.executable), paths.kernel(), paths.launcher())]
         kept = {_below_tmp(path) for path in needed}
         (self.share / "kept").write_text("".join(f"{name}\n" for name in sorted(kept - {""})))
+
+
+class _Watch:
+    """What is known of a test host while it runs, from what it prints."""
+
+    def __init__(self, settings: LabSettings, console: Console, listener: Listener) -> None:
+        self._console = console
+        self._listener = listener
+        self._begin = time.monotonic()
+        self._up = self._ended = self._begin
+        self._watchdog = Watchdog(settings, self._begin)
+        self._leaving = False
+
+    def seconds_left(self) -> float:
+        """Until the watchdog wants to look again."""
+        return max(0.0, self._watchdog.next_look() - time.monotonic())
+
+    def verdict(self) -> str | None:
+        """Why the test host has to be given up, or None."""
+        return self._watchdog.verdict(time.monotonic())
+
+    def outcome(self, status: int) -> Outcome:
+        """How it all went, to be asked at the end."""
+        total_s = time.monotonic() - self._begin
+        return Outcome(status, self._up - self._begin, self._ended - self._up, total_s)
+
+    def on_output(self, data: bytes) -> None:
+        """The command printed this."""
+        self._watchdog.output(time.monotonic())
+        self._listener.output(data)
+
+    def on_console(self, data: bytes) -> None:
+        """The test host printed this."""
+        now = time.monotonic()
+        for found in self._console.feed(data):
+            if isinstance(found, str):
+                # How it leaves concerns nobody.
+                if not self._leaving:
+                    self._listener.console(found)
+            elif found.kind == "beat":
+                self._watchdog.beat(int(found.words[0]), now)
+            elif found.kind == "up":
+                self._up = now
+                self._watchdog.up(now)
+            else:
+                self._ended, self._leaving = now, True
 
 
 def run_command(command: Command, settings: LabSettings, listener: Listener) -> Outcome:
@@ -238,7 +272,8 @@ def run_command(command: Command, settings: LabSettings, listener: Listener) -> 
         return host.wait(listener)
 
 
-def _script(command: Command) -> str:
+def command_script(command: Command) -> str:
+    """The command as a script for host.sh."""
     environment = {**command.environment, RESULTS_VARIABLE: f"{INSIDE}/results"}
     lines = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
     lines.append(f"cd {shlex.quote(str(command.directory))} || exit 125")

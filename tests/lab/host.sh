@@ -19,6 +19,10 @@ mount -t devpts -o ptmxmode=666,mode=620 devpts /dev/pts
 mount -t tmpfs -o mode=1777 shm /dev/shm
 mount -t mqueue mqueue /dev/mqueue
 mount -t hugetlbfs hugetlbfs /dev/hugepages
+# Opening them loads their modules.
+mkdir -p /dev/net
+mknod -m 666 /dev/net/tun c 10 200
+mknod -m 660 /dev/loop-control c 10 237
 ln -sf /proc/self/fd /dev/fd
 ln -sf /proc/self/fd/0 /dev/stdin
 ln -sf /proc/self/fd/1 /dev/stdout

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rootfs.cpio import character_device, directory, regular, write_cpio
 
-MODULES = ("virtio_pci", "virtio_console", "virtiofs", "overlay", "kvm-amd", "tun", "loop")
+MODULES = ("virtio_pci", "virtio_console", "virtiofs", "overlay", "kvm-amd")
 """All others are loaded when they are first needed, by the kernel's own calls of modprobe."""
 
 _FOLDERS = ("bin", "dev", "proc", "modules", "machine", "writable", "root")

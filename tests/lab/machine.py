@@ -46,12 +46,11 @@ class MachineFiles:
 
 
 def qemu_command(files: MachineFiles, settings: LabSettings) -> list[str]:
-    """QEMU's command line, program first. It dies with the process that starts it."""
+    """QEMU's command line, program first."""
     memory = f"memory-backend-memfd,id=ram,share=on,size={settings.memory_mib}M"
     arguments = (*KERNEL_ARGUMENTS, *files.clock)
     command = [
-        *("setpriv", "--pdeathsig", "KILL", str(files.qemu)),
-        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
+        *(str(files.qemu), "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-machine", "q35,usb=off,sata=off,smbus=off,dump-guest-core=off"),
         *("-accel", "tcg,thread=multi", "-cpu", "EPYC-Milan", "-smp", str(settings.cpus)),
         *("-m", f"{settings.memory_mib}M", "-object", memory, "-numa", "node,memdev=ram"),
@@ -67,8 +66,14 @@ def qemu_command(files: MachineFiles, settings: LabSettings) -> list[str]:
 
 
 def virtiofsd_command(program: Path, listener_fd: int, source: Path, options: Sequence[str]) -> list[str]:
-    """virtiofsd's command line. It ends when QEMU does."""
+    """virtiofsd's command line, program first. It ends when QEMU does."""
     command = [str(program), "-f", f"--fd={listener_fd}"]
     for option in (f"source={source}", "sandbox=chroot", "log_level=err", *options):
         command += ["-o", option]
     return command
+
+
+def bound_command(command: Sequence[str], parent: int) -> list[str]:
+    """A command that the kernel kills when its parent dies, and that does not start when it has already."""
+    check = 'test "$PPID" = "$0" && exec "$@"'
+    return ["setpriv", "--pdeathsig", "KILL", "sh", "-c", check, str(parent), *command]

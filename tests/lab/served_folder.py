@@ -1,12 +1,10 @@
 """`python -m tests.lab.served_folder SOURCE VIEW PROGRAM…`: runs a program in a mount namespace of its own,
 where VIEW shows SOURCE with everything mounted below it, read-only all the way down.
 
-For virtiofsd, which has no read-only mode in the release that we use. The view is gone with the program, and
-the program with its parent.
+For virtiofsd, which has no read-only mode in the release that we use. The view is gone with the program.
 """
 
 import os
-import signal
 import sys
 
 from vmm import sys as host
@@ -23,7 +21,6 @@ AT_RECURSIVE = 0x8000
 def main() -> None:
     """Becomes the program. Raises OSError."""
     source, view, *program = sys.argv[1:]
-    host.set_parent_death_signal(signal.SIGKILL)
     host.unshare(CLONE_NEWNS)
     host.mount("", "/", "", MS_REC | MS_PRIVATE, "")
     host.mount(source, view, "", MS_BIND | MS_REC, "")

@@ -271,11 +271,12 @@ def balloon_set_target(device: Any, size: int) -> None:
     _check(_lib.strato_vmm_balloon_set_target(device, size))
 
 
-def balloon_info(device: Any) -> tuple[int, int, int, list[int]]:
-    """Return target, actual size, time of the last statistics, and these by tag."""
+def balloon_info(device: Any) -> tuple[tuple[int, int, int, int], int, list[int]]:
+    """Return sizes (target, actual, reported, discarded), time of the last statistics, and these by tag."""
     ret = ffi.new("strato_vmm_balloon_info *")
     _check(_lib.strato_vmm_balloon_get_info(device, ret))
-    return (int(ret.target_bytes), int(ret.actual_bytes), int(ret.updated_s), list(ret.stats))
+    sizes = (ret.target_bytes, ret.actual_bytes, ret.reported_bytes, ret.discarded_bytes)
+    return (sizes, int(ret.updated_s), list(ret.stats))
 
 
 def device_serve(device: Any, socket_fd: int) -> None:

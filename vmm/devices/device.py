@@ -22,7 +22,7 @@ MAX_CONNECTIONS = 4096
 
 
 class Device:
-    """A device that can be served to one front end at a time, or plugged into a machine. A context manager."""
+    """A device that is served to one front end at a time, or plugged into a machine. A context manager."""
 
     def __init__(self, handle: Any) -> None:
         self._device = handle
@@ -197,13 +197,11 @@ _NOT_TOLD = 2**64 - 1
 class BalloonInfo:
     """A balloon as it is now. What the guest says is not to be relied on."""
 
-    __slots__ = ("actual_bytes", "stats", "target_bytes", "updated_s")
+    __slots__ = ("actual_bytes", "discarded_bytes", "reported_bytes", "stats", "target_bytes", "updated_s")
 
-    def __init__(self, target_bytes: int, actual_bytes: int, updated_s: int, stats: Sequence[int]) -> None:
-        self.target_bytes = target_bytes
-        """What the guest is asked to give up."""
-        self.actual_bytes = actual_bytes
-        """What it says it has given up."""
+    def __init__(self, sizes: tuple[int, int, int, int], updated_s: int, stats: Sequence[int]) -> None:
+        self.target_bytes, self.actual_bytes, self.reported_bytes, self.discarded_bytes = sizes
+        """Asked of the guest; given up, as it says; reported as free so far; gone back to the host so far."""
         self.updated_s = updated_s
         """When statistics came last, in seconds since the epoch; 0: never."""
         named = zip(STATS, stats, strict=True)

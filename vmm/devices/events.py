@@ -33,8 +33,11 @@ class DeviceEventKind:
     BALLOON_CHANGED: Final = 8
     """The guest has given up another amount of memory."""
     GUEST_RESET: Final = 16
-    """The guest asked for a reset. An end, as the next and the triple fault and the failed vCPU: all vCPUs are
-    parked, and of ends there is one until the machine is reset."""
+    """The guest asked for a reset.
+
+    This is an end, as are the next, the triple fault and the failed vCPU: all vCPUs are parked, and until the
+    machine is reset there is only one end.
+    """
     GUEST_SHUTDOWN: Final = 17
     """The guest has switched itself off."""
     GUEST_PANICKED: Final = 18

@@ -1,8 +1,8 @@
 """The virtual machine on KVM, with devices of `vmm.devices.device` in its slots.
 
-The steps of a boot, in this order: `Machine`, `add_memory`, `add_platform`, `add_slot`, `plug`, `add_cpus`, `load`,
-`resume`. vCPUs and devices have threads of their own; no call into Python ever comes from them: what happens is in
-the event ring. Everything raises OSError with the library's sentence. Used by engine kvm only.
+The steps of a boot, in this order: `Machine`, `add_memory`, `add_platform`, `add_slot`, `plug`, `add_cpus`,
+`load`, `resume`. vCPUs and devices have threads of their own; no call into Python ever comes from them: what
+happens is in the event ring. Everything raises OSError with the library's sentence. Used by engine kvm only.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Machine:
         huge_pages: bool = False,
         prealloc: bool = False,
     ) -> None:
-        """Give the guest RAM: (guest address, bytes) in ascending order; ``fd`` is the file of that backend."""
+        """Give the guest RAM: ascending (guest address, bytes); ``fd`` is the file of that backend."""
         modes = (_BACKENDS[backend], int(huge_pages), int(prealloc))
         calls.machine_add_memory(self._open(), regions, _NO_FD if fd is None else fd, modes)
 

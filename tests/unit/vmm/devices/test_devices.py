@@ -56,6 +56,7 @@ def test_balloon_has_its_target_and_knows_nothing_of_a_guest_that_is_not_there()
         device.set_target((64 << 20) + 1)
         info = device.info()
         assert (info.target_bytes, info.actual_bytes, info.updated_s, info.stats) == (64 << 20, 0, 0, {})
+        assert (info.reported_bytes, info.discarded_bytes) == (0, 0)
         assert device.metrics()["inflated_pages"] == 0
         with pytest.raises(OSError, match=r"cannot have 17592186044416 bytes"):
             device.set_target(1 << 44)

@@ -225,10 +225,12 @@ size_t strato_vmm_sizeof_balloon_config(void);
 
 /* What the guest says is not to be relied on. */
 typedef struct {
-    uint64_t target_bytes;  /* what the guest is asked to give up */
-    uint64_t actual_bytes;  /* what it says it has given up */
-    uint64_t updated_s;     /* when statistics came last, in seconds since the epoch; 0: never */
-    uint64_t stats[16];     /* by tag (virtio 1.2, 5.5.6.4; Linux: VIRTIO_BALLOON_S_*); UINT64_MAX: not told */
+    uint64_t target_bytes;     /* what the guest is asked to give up */
+    uint64_t actual_bytes;     /* what it says it has given up */
+    uint64_t reported_bytes;   /* what it has reported as free so far, each time anew */
+    uint64_t discarded_bytes;  /* what went back to the host so far */
+    uint64_t updated_s;        /* when statistics came last, in seconds since the epoch; 0: never */
+    uint64_t stats[16];        /* by tag (virtio 1.2, 5.5.6.4; Linux: VIRTIO_BALLOON_S_*); UINT64_MAX: not told */
 } strato_vmm_balloon_info;
 size_t strato_vmm_sizeof_balloon_info(void);
 

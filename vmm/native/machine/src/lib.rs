@@ -16,6 +16,7 @@ pub mod memory;
 pub mod platform;
 pub mod probe;
 pub mod slot;
+mod stats;
 mod vcpu;
 mod vm;
 

@@ -3,8 +3,10 @@
 //! new, add_memory, add_platform, add_slot, plug, add_cpus, load, resume: each builds on what is there and says what
 //! is missing. Methods may be called on any thread; they are carried out one after the other.
 
+mod config;
+mod platform;
+
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,73 +14,18 @@ use std::time::{Duration, Instant};
 use strato_plumbing::{Failure, Result};
 use strato_virtio_mmio::MmioDevice;
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+pub use self::config::{MachineConfig, PlatformConfig, SerialConfig};
+use self::platform::Platform;
 use crate::arch::{self, Board, Boot, CpuModel, SlotPlace, Topology};
 use crate::bus::BusDevice;
 use crate::events::MachineEvents;
 use crate::exit::Buses;
 use crate::hub::Hub;
 use crate::memory::{self, MemoryConfig};
-use crate::platform::power::Power;
-use crate::platform::pvpanic::Pvpanic;
-use crate::platform::serial::Serial;
 use crate::slot::{SLOT_LEN, Slot, SlotConfig};
 use crate::vcpu::Vcpus;
 use crate::vm::Vm;
-
-/// Ports of the platform devices.
-const POWER_PORTS: u64 = 4;
-const PVPANIC_PORTS: u64 = 1;
-const SERIAL_PORTS: u64 = 8;
-
-/// What a machine is from its first moment.
-#[derive(Clone, Debug)]
-pub struct MachineConfig {
-    /// Its name, for messages.
-    pub name: String,
-    /// How many vCPUs it will have.
-    pub num_cpus: u32,
-    /// How many of them the guest sees on one core.
-    pub threads_per_core: u32,
-}
-
-/// The serial port.
-#[derive(Debug)]
-pub struct SerialConfig {
-    /// First of its ports.
-    pub port: u16,
-    /// Its interrupt line.
-    pub gsi: u32,
-    /// Where its bytes go.
-    pub output: Option<File>,
-}
-
-/// The devices that are not virtio, and where the tables go that describe them all.
-#[derive(Debug)]
-pub struct PlatformConfig {
-    /// Interrupt line of the generic event device.
-    pub ged_gsi: u32,
-    /// Port of the panic device.
-    pub pvpanic_port: u16,
-    /// First port of the power registers.
-    pub power_port: u16,
-    /// The serial port, if there is one.
-    pub serial: Option<SerialConfig>,
-    /// Where the firmware tables begin.
-    pub tables_addr: u64,
-    /// Where the generation's 16 bytes are.
-    pub generation_addr: u64,
-}
-
-struct Platform {
-    power: Arc<Power>,
-    pvpanic: Arc<Pvpanic>,
-    serial: Option<Arc<Serial>>,
-    // KVM listens to them as long as they are open.
-    _interrupts: Vec<EventFd>,
-    board: Board,
-}
 
 struct Parts {
     // First: no vCPU is in a device while the rest goes.
@@ -102,16 +49,6 @@ pub struct Machine {
 
 fn out_of_order(what: &str) -> Failure {
     Failure::refused(what)
-}
-
-fn interrupt(vm: &Vm, gsi: u32) -> Result<(EventFd, EventFd)> {
-    let failed = |error: std::io::Error| {
-        Failure::new("Cannot make an eventfd", error.raw_os_error().unwrap_or(libc::EMFILE))
-    };
-    let ours = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).map_err(failed)?;
-    let theirs = ours.try_clone().map_err(failed)?;
-    vm.connect_interrupt(&ours, gsi)?;
-    Ok((ours, theirs))
 }
 
 impl Machine {
@@ -141,6 +78,11 @@ impl Machine {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[cfg(test)]
+    pub(crate) fn ram(&self) -> Option<strato_virtio::GuestRamHandle> {
+        self.parts().vm.ram().cloned()
+    }
+
     /// Gives the guest its RAM.
     ///
     /// # Errors
@@ -163,40 +105,9 @@ impl Machine {
         if parts.platform.is_some() {
             return Err(Failure::new("Machine has its platform devices already", libc::EEXIST));
         }
-        let events = || Arc::clone(&self.hub) as Arc<dyn MachineEvents>;
-        let (ged, theirs) = interrupt(&parts.vm, config.ged_gsi)?;
-        let power = Arc::new(Power::new(events(), theirs));
-        let pvpanic = Arc::new(Pvpanic::new(events()));
-        let mut interrupts = vec![ged];
-        let ports = &mut parts.buses.ports;
-        ports.insert(config.power_port.into(), POWER_PORTS, Arc::clone(&power) as Arc<dyn BusDevice>)?;
-        ports.insert(
-            config.pvpanic_port.into(),
-            PVPANIC_PORTS,
-            Arc::clone(&pvpanic) as Arc<dyn BusDevice>,
-        )?;
-        let mut serial_place = None;
-        let mut serial = None;
-        if let Some(SerialConfig { port, gsi, output }) = config.serial {
-            let (ours, theirs) = interrupt(&parts.vm, gsi)?;
-            interrupts.push(ours);
-            let device = Arc::new(Serial::new(output, theirs)?);
-            let bus_device = Arc::clone(&device) as Arc<dyn BusDevice>;
-            parts.buses.ports.insert(port.into(), SERIAL_PORTS, bus_device)?;
-            serial_place = Some((port, gsi));
-            serial = Some(device);
-        }
-        let board = Board {
-            num_cpus: self.config.num_cpus,
-            tables_addr: config.tables_addr,
-            generation_addr: config.generation_addr,
-            ged_gsi: config.ged_gsi,
-            pvpanic_port: config.pvpanic_port,
-            power_port: config.power_port,
-            serial: serial_place,
-            slots: Vec::new(),
-        };
-        parts.platform = Some(Platform { power, pvpanic, serial, _interrupts: interrupts, board });
+        let events = Arc::clone(&self.hub) as Arc<dyn MachineEvents>;
+        let Parts { vm, buses, platform, .. } = &mut *parts;
+        *platform = Some(Platform::add(vm, &mut buses.ports, config, &events)?);
         Ok(())
     }
 
@@ -305,7 +216,8 @@ impl Machine {
             let SlotConfig { index, guest_addr, gsi } = *slot.config();
             SlotPlace { index, guest_addr, gsi }
         };
-        let board = Board { slots: parts.slots.values().map(place).collect(), ..platform.board.clone() };
+        let slots = parts.slots.values().map(place).collect();
+        let board = Board { num_cpus: self.config.num_cpus, slots, ..platform.board.clone() };
         let entry = arch::load(ram, &board, boot)?;
         vcpus.each(|index, fd| {
             arch::reset_vcpu(fd, index, model)?;
@@ -374,11 +286,7 @@ impl Machine {
             }
         }
         if let Some(platform) = &parts.platform {
-            platform.power.reset();
-            platform.pvpanic.reset();
-            if let Some(serial) = &platform.serial {
-                serial.reset();
-            }
+            platform.reset();
         }
         parts.vm.interrupts().reset()?;
         if let Some(ram) = parts.vm.ram() {

@@ -62,7 +62,9 @@ impl Slot {
     /// Whether a driver of the guest has taken the device up.
     pub(crate) fn is_driven(&self) -> bool {
         let mut status = [0; 4];
-        self.content().as_ref().map(|device| device.read(STATUS, &mut status));
+        if let Some(device) = self.content().as_ref() {
+            device.read(STATUS, &mut status);
+        }
         status != [0; 4]
     }
 

@@ -19,11 +19,13 @@ use crate::exit::{Buses, Next, turn};
 use crate::gate::Pass;
 use crate::hub::Hub;
 use crate::kick::{self, Kick};
+use crate::stats::{self, KvmStats};
 use crate::vm::Vm;
 
 struct Vcpu {
     fd: Mutex<VcpuFd>,
     counters: Counters,
+    stats: Option<KvmStats>,
 }
 
 impl Vcpu {
@@ -51,7 +53,8 @@ impl Vcpus {
         let mut all = Self { vcpus: Vec::new(), threads: Vec::new(), hub: Arc::clone(hub), _ram };
         for fd in fds {
             let place = hub.gate.add(Kick::new(&fd)?);
-            let vcpu = Arc::new(Vcpu { fd: Mutex::new(fd), counters: Counters::default() });
+            let stats = KvmStats::open(&fd);
+            let vcpu = Arc::new(Vcpu { fd: Mutex::new(fd), counters: Counters::default(), stats });
             let runner =
                 Runner { place, vcpu: Arc::clone(&vcpu), hub: Arc::clone(hub), buses: Arc::clone(buses) };
             let thread = spawn(&format!("vcpu{place}"), move || runner.live()).map_err(|error| {
@@ -91,9 +94,13 @@ impl Vcpus {
         self.hub.gate.threads().into_iter().map(Option::unwrap_or_default).collect()
     }
 
-    /// The counters of all vCPUs together.
+    /// The counters of all vCPUs together, ours and then KVM's.
     pub(crate) fn counters(&self) -> Vec<(&'static str, u64)> {
-        counters::sum(self.vcpus.iter().map(|vcpu| &vcpu.counters))
+        let mut totals = counters::sum(self.vcpus.iter().map(|vcpu| &vcpu.counters));
+        for stats in self.vcpus.iter().filter_map(|vcpu| vcpu.stats.as_ref()) {
+            stats::add(&mut totals, stats.values());
+        }
+        totals
     }
 }
 

@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub mod choices;
+pub mod kernels;
 pub mod lies;
 pub mod machine;
 pub mod messages;

@@ -6,11 +6,11 @@ use crate::choices::Choices;
 use crate::machine::Machine;
 use crate::side::Carrier;
 use crate::subject::KINDS;
-use crate::{messages, records, registers, storm};
+use crate::{kernels, messages, records, registers, storm};
 
 /// The names: one for each device, and those that belong to none.
 pub fn names() -> Vec<&'static str> {
-    let others = ["saved-state", "saved-registers", "vhost-user", "virtio-mmio"];
+    let others = ["kernel", "saved-state", "saved-registers", "vhost-user", "virtio-mmio"];
     KINDS.iter().map(|kind| kind.name).chain(others).collect()
 }
 
@@ -23,6 +23,7 @@ pub fn prepare_process() {
 /// Runs a target. Panics if it is not survived.
 pub fn run(name: &str, choices: &mut Choices<'_>) {
     match name {
+        "kernel" => kernels::run(choices),
         "saved-state" => saved_state(Carrier::Bare, choices),
         "saved-registers" => saved_state(Carrier::Mmio, choices),
         "vhost-user" => messages::run(choices, 64),

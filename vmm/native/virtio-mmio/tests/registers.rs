@@ -204,6 +204,27 @@ fn queues_in_impossible_places_ask_for_a_reset_and_a_reset_heals() {
 }
 
 #[test]
+fn queues_that_overlap_are_the_drivers_own_business() {
+    let b = bench();
+    for (desc_table, avail_ring, used_ring) in
+        [(0x1000, 0x1000, 0x1000), (0x1000, 0x1010, 0x1004), (0x2000, 0x2100, 0x2000)]
+    {
+        assert!(b.driver.settle(VIRTIO_F_VERSION_1));
+        let layout = RingLayout { size: 8, desc_table, avail_ring, used_ring };
+        b.driver.set_up(0, layout);
+        b.driver.set_up(1, layout);
+        b.driver.set_status(RUNNING);
+        for queue in [0, 1, 0, 1] {
+            b.driver.kick(queue);
+            b.driver.write(at::QUEUE_NOTIFY, queue.into());
+        }
+        let mut queues = b.driver.begin(&b.ram, VIRTIO_F_VERSION_1);
+        b.prove_service(0, &mut queues[0]);
+        b.prove_service(1, &mut queues[1]);
+    }
+}
+
+#[test]
 fn driver_that_gives_up_says_so_and_may_begin_again() {
     let b = bench();
     assert!(b.driver.settle(VIRTIO_F_VERSION_1));

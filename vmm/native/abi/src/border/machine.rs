@@ -106,10 +106,10 @@ pub unsafe extern "C" fn strato_vmm_probe(
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct RawMachineConfig {
-    size: u32,
-    kvm_fd: i32,
-    num_cpus: u32,
-    threads_per_core: u32,
+    pub(super) size: u32,
+    pub(super) kvm_fd: i32,
+    pub(super) num_cpus: u32,
+    pub(super) threads_per_core: u32,
 }
 
 #[unsafe(no_mangle)]

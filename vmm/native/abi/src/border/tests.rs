@@ -4,6 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::ptr::null_mut;
 
 use super::kinds::*;
+use super::machine::*;
 use super::*;
 
 const HEADER: &str = include_str!("../../include/strato_vmm.h");
@@ -242,7 +243,9 @@ fn balloons_are_made_and_given_a_target() {
         assert_eq!(unsafe { strato_vmm_balloon_set_target(device, (1 << 30) + 1) }, 0);
         // SAFETY: the handle is live.
         assert_eq!(unsafe { strato_vmm_balloon_set_target(device, 1 << 44) }, -libc::EINVAL);
-        let mut info = RawBalloonInfo { target_bytes: 0, actual_bytes: 1, updated_s: 1, stats: [0; 16] };
+        let mut info = RawBalloonInfo::from(strato_devices::balloon::BalloonInfo::default());
+        info.actual_bytes = 1;
+        info.stats = [0; 16];
         // SAFETY: handle and place are live.
         assert_eq!(unsafe { strato_vmm_balloon_get_info(device, &raw mut info) }, 0);
         assert_eq!((info.target_bytes, info.actual_bytes, info.updated_s), (1 << 30, 0, 0));
@@ -255,4 +258,46 @@ fn balloons_are_made_and_given_a_target() {
     let owned = Owned::rng();
     // SAFETY: the handle is live.
     assert_eq!(unsafe { strato_vmm_balloon_set_target(owned.device, 0) }, -libc::EINVAL);
+}
+
+#[test]
+fn machine_calls_refuse_null_pointers_and_wrong_sizes() {
+    let owned = Owned::rng();
+    let none = null_mut();
+    // SAFETY: null is checked by each of the functions.
+    let codes = unsafe {
+        [
+            strato_vmm_machine_add_memory(none, std::ptr::null()),
+            strato_vmm_machine_add_platform(none, std::ptr::null()),
+            strato_vmm_machine_add_slot(none, std::ptr::null()),
+            strato_vmm_machine_plug(none, 0, owned.device),
+            strato_vmm_machine_unplug(none, 0),
+            strato_vmm_machine_add_cpus(none),
+            strato_vmm_machine_load(none, std::ptr::null()),
+            strato_vmm_machine_resume(none),
+            strato_vmm_machine_pause(none, 1),
+            strato_vmm_machine_reset(none),
+            strato_vmm_machine_power_button(none),
+            strato_vmm_machine_set_generation(none, std::ptr::null()),
+            strato_vmm_machine_cpus(none, null_mut(), 0, null_mut()),
+            strato_vmm_machine_metrics(none, null_mut(), 0, null_mut()),
+            strato_vmm_probe(0, null_mut(), 0, null_mut()),
+        ]
+    };
+    assert_eq!(codes, [-libc::EINVAL; 15]);
+    // SAFETY: null is allowed.
+    unsafe { strato_vmm_machine_destroy(none) };
+    let mut machine = null_mut();
+    let config = RawMachineConfig { size: 3, kvm_fd: -1, num_cpus: 1, threads_per_core: 1 };
+    let create = |config: *const RawMachineConfig, ret| {
+        // SAFETY: ring and strings are live, and null is checked.
+        unsafe { strato_vmm_machine_create(owned.events, 1, c"vm".as_ptr(), config, ret) }
+    };
+    assert_eq!(create(&raw const config, &raw mut machine), -libc::EINVAL);
+    let size = size_of::<RawMachineConfig>() as u32;
+    let config = RawMachineConfig { size, ..config };
+    assert_eq!(create(&raw const config, &raw mut machine), -libc::EBADF);
+    assert_eq!(create(&raw const config, null_mut()), -libc::EINVAL);
+    assert_eq!(create(std::ptr::null(), &raw mut machine), -libc::EINVAL);
+    assert!(machine.is_null());
 }

@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::io;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::metrics::BalloonMetrics;
 use super::queue::PAGE;
 
 /// Statistics that have a tag: 0 to 9 (virtio 1.2, 5.5.6.4) and those that Linux has added since, up to 15
@@ -20,6 +22,10 @@ pub struct BalloonInfo {
     pub target: u64,
     /// Bytes that it says it has given up.
     pub actual: u64,
+    /// Bytes that it has reported as free so far, each time anew.
+    pub reported: u64,
+    /// Bytes that went back to the host so far, whatever for.
+    pub discarded: u64,
     /// Its statistics by tag, as far as it has told them.
     pub stats: [Option<u64>; STATS],
     /// When it did.
@@ -40,6 +46,7 @@ pub type OnActual = Box<dyn Fn() + Send>;
 struct Shared {
     wake: EventFd,
     state: Mutex<State>,
+    metrics: Arc<BalloonMetrics>,
     on_actual: Mutex<Option<OnActual>>,
 }
 
@@ -58,9 +65,10 @@ pub struct BalloonControl {
 impl BalloonControl {
     /// # Errors
     /// No descriptor to be had.
-    pub(super) fn new() -> io::Result<Self> {
+    pub(super) fn new(metrics: &Arc<BalloonMetrics>) -> io::Result<Self> {
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let shared = Shared { wake, state: Mutex::default(), on_actual: Mutex::default() };
+        let metrics = Arc::clone(metrics);
+        let shared = Shared { wake, state: Mutex::default(), metrics, on_actual: Mutex::default() };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -85,6 +93,8 @@ impl BalloonControl {
         BalloonInfo {
             target: u64::from(state.target) * PAGE,
             actual: u64::from(state.actual) * PAGE,
+            reported: self.shared.metrics.reported_bytes.load(Ordering::Relaxed),
+            discarded: self.shared.metrics.discarded_bytes.load(Ordering::Relaxed),
             stats: state.stats,
             updated: state.updated,
         }

@@ -111,6 +111,7 @@ impl Balloon {
         if config.deflate_on_oom {
             features |= VIRTIO_BALLOON_F_DEFLATE_ON_OOM;
         }
+        let metrics = Arc::default();
         let mut queues = 3;
         if config.reporting {
             features |= VIRTIO_BALLOON_F_PAGE_REPORTING;
@@ -126,7 +127,7 @@ impl Balloon {
             },
             config,
             host,
-            control: BalloonControl::new()?,
+            control: BalloonControl::new(&metrics)?,
             features: 0,
             target: 0,
             actual: 0,
@@ -135,7 +136,7 @@ impl Balloon {
             chain: Chain::new(),
             raw: Vec::new(),
             pages: Vec::new(),
-            metrics: Arc::default(),
+            metrics,
         })
     }
 

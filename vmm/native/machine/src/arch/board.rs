@@ -38,7 +38,7 @@ pub struct SlotPlace {
 /// How the kernel is entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EntryChoice {
-    /// As the kernel likes it best.
+    /// The fastest way that is known to be right for this kernel.
     Auto,
     /// Linux's own 64-bit entry.
     Linux64,

@@ -4,7 +4,10 @@ use std::os::fd::AsRawFd;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use strato_virtio::mock::SeededRandom;
+
 use super::guest::{Access, DEVICE, PATIENCE, Plan, Probe, code};
+use crate::bus::BusDevice;
 
 fn eventfd() -> EventFd {
     EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK).unwrap()
@@ -103,6 +106,37 @@ fn masked_line_is_silent_and_lines_end_with_the_last() {
     assert!(guest.park());
     assert_eq!(said.try_next(), None);
     assert_eq!(guest.word(super::guest::WORD), 0);
+}
+
+#[test]
+fn io_apic_that_was_written_at_random_works_after_a_reset() {
+    let said = Probe::new();
+    let Some(plan) = Plan::new(listener()) else { return };
+    let plan = plan.handler(0x30, handler()).port(0x10, 4, said.clone());
+    let line = eventfd();
+    plan.vm.connect_interrupt(&line, 7).unwrap();
+    let mut random = SeededRandom::new(24);
+    let mut data = [0; 8];
+    for _ in 0..5000 {
+        // Mostly the two registers, whole words, and entries of the table.
+        let offset = if random.below(8) == 0 { random.below(0x1000) } else { random.below(2) * 0x10 };
+        let len = if random.below(8) == 0 { 1 + random.below(8) as usize } else { 4 };
+        random.fill(&mut data);
+        if offset == 0 {
+            data[0] &= 0x3f;
+        }
+        plan.vm.interrupts().write(offset, &data[..len]);
+        plan.vm.interrupts().read(offset, &mut data[..len]);
+        if random.below(64) == 0 {
+            line.write(1).unwrap();
+        }
+    }
+    plan.vm.interrupts().reset().unwrap();
+    let guest = plan.run();
+    assert_eq!(said.next_write(), 0x30u32.to_le_bytes());
+    line.write(1).unwrap();
+    assert_eq!(said.next_write(), 1u32.to_le_bytes());
+    assert!(guest.no_event());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod exits;
 mod guest;
 mod interrupts;
+mod machine;
 mod memory;
 mod pause;
 mod probe;

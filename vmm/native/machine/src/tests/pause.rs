@@ -59,7 +59,7 @@ fn pauses_are_short_whatever_the_guest_does() {
         pauses.sort();
         eprintln!("Pauses of two vCPUs: median {:?}, longest {:?}", pauses[25], pauses[49]);
         // Nothing here waits for a clock; a thread may have to wait for a processor.
-        assert!(pauses[25] < Duration::from_millis(100));
+        assert!(pauses[25] < Duration::from_secs(1));
     }
 }
 

@@ -27,6 +27,8 @@ pub struct RawBalloonConfig {
 pub struct RawBalloonInfo {
     pub(in super::super) target_bytes: u64,
     pub(in super::super) actual_bytes: u64,
+    pub(in super::super) reported_bytes: u64,
+    pub(in super::super) discarded_bytes: u64,
     pub(in super::super) updated_s: u64,
     pub(in super::super) stats: [u64; STATS],
 }
@@ -37,6 +39,8 @@ impl From<BalloonInfo> for RawBalloonInfo {
         Self {
             target_bytes: info.target,
             actual_bytes: info.actual,
+            reported_bytes: info.reported,
+            discarded_bytes: info.discarded,
             updated_s: age.map_or(0, |age| age.as_secs()),
             stats: info.stats.map(|stat| stat.unwrap_or(u64::MAX)),
         }

@@ -120,8 +120,9 @@ fn statistics_are_taken_by_tag() {
 #[test]
 fn statistics_are_asked_for_in_time() {
     let interval = Duration::from_millis(20);
-    let mut m = machine(config(Some(interval)), ALL);
+    // The timer runs from the device's first moment.
     let begin = Instant::now();
+    let mut m = machine(config(Some(interval)), ALL);
     for round in 1..4 {
         m.send_stats(&[(0, round)]);
         assert_eq!(m.control.info().stats[0], Some(round));
@@ -167,6 +168,7 @@ fn free_pages_that_are_reported_go_back_before_they_are_given_back() {
     assert_eq!(m.queues[3].take_used().map(|used| used.1), Some(0));
     assert_eq!(m.zero_pages(), (300..364).chain(500..532).collect::<Vec<_>>());
     assert_eq!((m.counter("reported_bytes"), m.counter("discarded_bytes")), (96 * PAGE, 96 * PAGE));
+    assert_eq!((m.control.info().reported, m.control.info().discarded), (96 * PAGE, 96 * PAGE));
 }
 
 /// A driver by the specification's numbers, and one that leaves out what was not settled.

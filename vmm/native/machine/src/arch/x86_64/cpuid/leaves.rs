@@ -5,11 +5,12 @@
 //! reports stays away until somebody has looked at it. Bits of a leaf are removed by name: new features of the
 //! instruction set are what guests want.
 
+use std::arch::x86_64::__cpuid;
 use std::ops::RangeInclusive;
 
 use kvm_bindings::kvm_cpuid_entry2;
 
-use super::{Vendor, find_mut};
+use super::{Host, Vendor, find_mut};
 
 /// Left out, among others: 0x3 serial number; 0x5 MONITOR; 0xA and 0x8000_0022 performance counters; 0xF and 0x10
 /// cache allocation; 0x12 SGX; 0x14 processor trace; 0x1A kinds of core; 0x1D and 0x1E tiles; 0x8000_000A nested SVM;
@@ -72,8 +73,8 @@ const REMOVED: [Removal; 16] = [
     removal(0x1, 0, Ecx, &[27]),
     // SGX, and SGX_LC below: enclave memory is shared by all of the host.
     removal(0x7, 0, Ebx, &[2]),
-    // HLE, RTM: half of the host's processors have transactions switched off by microcode, and they leak (TAA). KVM
-    // switches them off in hardware for guests that have no RTM here.
+    // HLE, RTM: transactions leak (TAA) where microcode has not switched them off altogether. KVM switches them off in
+    // hardware for guests that have no RTM here.
     removal(0x7, 0, Ebx, &[4, 11]),
     // PQM, PQE: monitoring and allocation of the host's cache. Processor trace.
     removal(0x7, 0, Ebx, &[12, 15, 25]),
@@ -123,11 +124,14 @@ const PARAVIRTUAL: u32 = bit(0)
     | bit(24);
 
 /// The leaf of KVM's paravirtual features (KVM_CPUID_FEATURES of asm/kvm_para.h).
-const KVM_FEATURES: u32 = 0x4000_0001;
+pub const KVM_FEATURES: u32 = 0x4000_0001;
 
 /// TSC deadlines of the APIC timer, and the sign that there is a hypervisor: leaf 1, ECX. KVM leaves both to its user.
 const TSC_DEADLINE: u32 = bit(24);
 const HYPERVISOR: u32 = bit(31);
+
+/// The processor's name, of which KVM says nothing.
+const BRAND: [u32; 3] = [0x8000_0002, 0x8000_0003, 0x8000_0004];
 
 /// Saved state of the AMX tiles: configuration and data (Intel SDM volume 1, section 13.1).
 const TILE_STATES: [u32; 2] = [17, 18];
@@ -165,11 +169,30 @@ pub fn remove_features(entries: &mut [kvm_cpuid_entry2], vendor: Vendor) {
     }
 }
 
+/// The name of the host's processor, as any program can read it: the guest sees its features anyway, and software
+/// shows it. Empty where there is none.
+pub fn brand() -> [[u32; 4]; 3] {
+    // Newer compilers have it as a safe function.
+    #[allow(unused_unsafe)]
+    let read = |leaf| {
+        // SAFETY: every processor of this architecture has CPUID.
+        let found = unsafe { __cpuid(leaf) };
+        [found.eax, found.ebx, found.ecx, found.edx]
+    };
+    let [max, ..] = read(0x8000_0000);
+    BRAND.map(|leaf| if max >= leaf { read(leaf) } else { [0; 4] })
+}
+
 /// Adds what KVM leaves to its user to say.
-pub fn add_features(entries: &mut [kvm_cpuid_entry2], deadline: bool) {
+pub fn add_features(entries: &mut [kvm_cpuid_entry2], host: Host) {
     if let Some(features) = find_mut(entries, 1, 0) {
         features.ecx &= !TSC_DEADLINE;
-        features.ecx |= HYPERVISOR | if deadline { TSC_DEADLINE } else { 0 };
+        features.ecx |= HYPERVISOR | if host.deadline { TSC_DEADLINE } else { 0 };
+    }
+    for (leaf, registers) in BRAND.into_iter().zip(host.brand) {
+        if let Some(name) = find_mut(entries, leaf, 0) {
+            [name.eax, name.ebx, name.ecx, name.edx] = registers;
+        }
     }
 }
 

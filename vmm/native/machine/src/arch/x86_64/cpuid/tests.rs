@@ -50,6 +50,7 @@ fn intel() -> Vec<kvm_cpuid_entry2> {
         leaf(0x4000_0001, 0, [all; 4]),
         leaf(0x8000_0000, 0, [0x8000_0008, 0, 0, 0]),
         leaf(0x8000_0001, 0, [0, 0, 0x121, 0x2C10_0800]),
+        leaf(0x8000_0003, 0, [0; 4]),
         leaf(0x8000_0007, 0, [0, 0, 0, 0x100]),
         leaf(0x8000_0008, 0, [0x30_302E, 0, 0x70FF, 0]),
     ]
@@ -78,9 +79,11 @@ fn amd() -> Vec<kvm_cpuid_entry2> {
     entries
 }
 
+const HOST: Host = Host { deadline: true, brand: [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]] };
+
 fn entries(host: &[kvm_cpuid_entry2], cpus: u32, threads: u32, index: u32) -> Vec<kvm_cpuid_entry2> {
     let topology = Topology::new(cpus, threads).unwrap();
-    let model = CpuModel::from_supported(host, true, topology).unwrap();
+    let model = CpuModel::from_supported(host, HOST, topology).unwrap();
     model.cpuid(index).unwrap().as_slice().to_vec()
 }
 
@@ -130,9 +133,16 @@ fn hypervisor_and_deadline_timer_are_added() {
     let mut host = intel();
     find_mut(&mut host, 1, 0).unwrap().ecx = 0;
     for (deadline, expected) in [(true, 1 << 31 | 1 << 24), (false, 1 << 31)] {
-        let model = CpuModel::from_supported(&host, deadline, topology).unwrap();
+        let model = CpuModel::from_supported(&host, Host { deadline, ..HOST }, topology).unwrap();
         assert_eq!(get(model.cpuid(0).unwrap().as_slice(), 1, 0)[2], expected);
     }
+}
+
+#[test]
+fn name_of_the_processor_is_the_hosts() {
+    assert_eq!(get(&entries(&intel(), 1, 1, 0), 0x8000_0003, 0), [5, 6, 7, 8]);
+    let [_, brand, _] = leaves::brand();
+    assert!(brand.map(u32::to_le_bytes).concat().is_ascii());
 }
 
 #[test]
@@ -214,6 +224,6 @@ fn processor_without_extended_topology_does_not_claim_it() {
 
 #[test]
 fn kvm_without_a_processor_is_an_error() {
-    let failure = CpuModel::from_supported(&[], true, Topology::new(1, 1).unwrap()).unwrap_err();
+    let failure = CpuModel::from_supported(&[], HOST, Topology::new(1, 1).unwrap()).unwrap_err();
     assert_eq!(failure.to_string(), "KVM supports no CPUID leaf 0, so it can run no processor");
 }

@@ -65,6 +65,7 @@ pub fn load(ram: &GuestRam, map: &MemoryMap, image: &Image) -> Result<Kernel> {
         span: start..end,
         linux64: start + ENTRY_OFFSET,
         pvh: None,
+        is_linux: true,
         header: Some(header),
         initrd_max: header.initrd_addr_max.into(),
         cmdline_max: header.cmdline_size as usize,

@@ -20,6 +20,8 @@ pub const MAGIC: &[u8; 4] = b"\x7fELF";
 const MAX_HEADERS: u16 = 64;
 const MAX_NOTES_BYTES: u64 = 64 * 1024;
 
+/// Owner of notes that every Linux has, such as how it was built (include/linux/build-salt.h, elfnote-lto.h).
+const LINUX: &[u8] = b"Linux\0";
 /// The note with the PVH entry (include/xen/interface/elfnote.h), and its owner.
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 const XEN: &[u8] = b"Xen\0";
@@ -42,8 +44,8 @@ pub fn load(ram: &GuestRam, map: &MemoryMap, image: &Image) -> Result<Kernel> {
         segments.push(range);
     }
     check_entry("entry", header.e_entry, &segments)?;
-    let pvh = find_pvh_entry(image, &headers)?;
-    if let Some(entry) = pvh {
+    let notes = read_notes(image, &headers)?;
+    if let Some(entry) = notes.pvh {
         check_entry("PVH entry", entry, &segments)?;
     }
     let start = segments.iter().map(|segment| segment.start).min().unwrap_or_default();
@@ -51,7 +53,8 @@ pub fn load(ram: &GuestRam, map: &MemoryMap, image: &Image) -> Result<Kernel> {
     Ok(Kernel {
         span: start..end,
         linux64: header.e_entry,
-        pvh,
+        pvh: notes.pvh,
+        is_linux: notes.is_linux,
         header: None,
         // The fields for it have 32 bits.
         initrd_max: u32::MAX.into(),
@@ -125,7 +128,15 @@ fn check_entry(what: &str, entry: u64, segments: &[Range<u64>]) -> Result<()> {
     Err(Failure::refused(format!("The kernel's {what} {entry:#x} is in none of its segments")))
 }
 
-fn find_pvh_entry(image: &Image, headers: &[Elf64_Phdr]) -> Result<Option<u64>> {
+/// What the notes say.
+#[derive(Default)]
+struct Notes {
+    pvh: Option<u64>,
+    is_linux: bool,
+}
+
+fn read_notes(image: &Image, headers: &[Elf64_Phdr]) -> Result<Notes> {
+    let mut found = Notes::default();
     for header in headers.iter().filter(|header| header.p_type == PT_NOTE) {
         if header.p_filesz > MAX_NOTES_BYTES {
             return Err(Failure::refused(format!(
@@ -136,39 +147,41 @@ fn find_pvh_entry(image: &Image, headers: &[Elf64_Phdr]) -> Result<Option<u64>> 
         let mut notes = vec![0; usize::try_from(header.p_filesz).unwrap_or_default()];
         image.read("ELF notes", header.p_offset, &mut notes)?;
         // Padding is to 4 bytes, but to 8 where the segment says so.
-        let align = if header.p_align == 8 { 8 } else { 4 };
-        if let Some(entry) = pvh_entry(&notes, align)? {
-            return Ok(Some(entry));
-        }
+        found.look_through(&notes, if header.p_align == 8 { 8 } else { 4 })?;
     }
-    Ok(None)
+    Ok(found)
 }
 
-/// Looks through the notes: length of the name, length of the contents, type, and then name and contents, padded.
-fn pvh_entry(notes: &[u8], align: usize) -> Result<Option<u64>> {
-    let broken = || Failure::refused("An ELF note of the kernel is longer than its segment");
-    let mut rest = notes;
-    while let Some((head, after)) = rest.split_first_chunk::<12>() {
-        let [a, b, c, d, e, f, g, h, i, j, k, l] = *head;
-        let name_len = u32::from_le_bytes([a, b, c, d]) as usize;
-        let desc_len = u32::from_le_bytes([e, f, g, h]) as usize;
-        let name = after.get(..name_len).ok_or_else(broken)?;
-        // A last note need not be padded.
-        let after = after.get(name_len.next_multiple_of(align)..).unwrap_or_default();
-        let desc = after.get(..desc_len).ok_or_else(broken)?;
-        rest = after.get(desc_len.next_multiple_of(align)..).unwrap_or_default();
-        if name != XEN || u32::from_le_bytes([i, j, k, l]) != XEN_ELFNOTE_PHYS32_ENTRY {
-            continue;
-        }
-        let entry = match *desc {
-            [a, b, c, d] | [a, b, c, d, 0, 0, 0, 0] => u32::from_le_bytes([a, b, c, d]),
-            _ => {
-                return Err(Failure::refused(format!(
-                    "The kernel's PVH entry is no 32-bit address: its note contains {desc_len} bytes, {desc:02x?}"
-                )));
+impl Notes {
+    /// A note is the length of its owner's name, the length of its contents, its type, and then name and contents,
+    /// padded.
+    fn look_through(&mut self, notes: &[u8], align: usize) -> Result<()> {
+        let broken = || Failure::refused("An ELF note of the kernel is longer than its segment");
+        let mut rest = notes;
+        while let Some((head, after)) = rest.split_first_chunk::<12>() {
+            let [a, b, c, d, e, f, g, h, i, j, k, l] = *head;
+            let name_len = u32::from_le_bytes([a, b, c, d]) as usize;
+            let desc_len = u32::from_le_bytes([e, f, g, h]) as usize;
+            let name = after.get(..name_len).ok_or_else(broken)?;
+            // A last note need not be padded.
+            let after = after.get(name_len.next_multiple_of(align)..).unwrap_or_default();
+            let desc = after.get(..desc_len).ok_or_else(broken)?;
+            rest = after.get(desc_len.next_multiple_of(align)..).unwrap_or_default();
+            self.is_linux |= name == LINUX;
+            if name == XEN && u32::from_le_bytes([i, j, k, l]) == XEN_ELFNOTE_PHYS32_ENTRY {
+                self.pvh = Some(pvh_entry(desc)?);
             }
-        };
-        return Ok(Some(entry.into()));
+        }
+        Ok(())
     }
-    Ok(None)
+}
+
+fn pvh_entry(desc: &[u8]) -> Result<u64> {
+    match *desc {
+        [a, b, c, d] | [a, b, c, d, 0, 0, 0, 0] => Ok(u32::from_le_bytes([a, b, c, d]).into()),
+        _ => Err(Failure::refused(format!(
+            "The kernel's PVH entry is no 32-bit address: its note contains {} bytes, {desc:02x?}",
+            desc.len()
+        ))),
+    }
 }

@@ -44,6 +44,8 @@ struct Kernel {
     linux64: u64,
     /// PVH entry, if it has one.
     pvh: Option<u64>,
+    /// Whether it is known to be Linux.
+    is_linux: bool,
     /// The header of a bzImage, which goes into the zero page.
     header: Option<linux_loader::bootparam::setup_header>,
     /// Highest address that its initial RAM disk may have.
@@ -75,8 +77,15 @@ pub fn load(ram: &GuestRam, board: &Board, boot: &Boot) -> Result<BootEntry> {
     };
     write_cmdline(ram, boot.cmdline.as_bytes_with_nul(), kernel.cmdline_max)?;
     let info = BootInfo { map: &map, initrd, tables_addr: board.tables_addr };
-    let entry = match (boot.entry, kernel.pvh) {
-        (EntryChoice::Auto | EntryChoice::Pvh, Some(addr)) => {
+    // Linux saves 256 exits without PVH, by which it looks for Xen in all of CPUID (arch/x86/platform/pvh/enlighten.c,
+    // xen_cpuid_base). What a kernel of another kind expects at its ELF entry nobody knows; PVH is the same for all.
+    let choice = match boot.entry {
+        EntryChoice::Auto if kernel.pvh.is_some() && !kernel.is_linux => EntryChoice::Pvh,
+        EntryChoice::Auto => EntryChoice::Linux64,
+        choice => choice,
+    };
+    let entry = match (choice, kernel.pvh) {
+        (EntryChoice::Pvh, Some(addr)) => {
             pvh::write_start_info(ram, &info)?;
             BootEntry { mode: Mode::Protected, addr, info_addr: layout::START_INFO_ADDR }
         }
@@ -85,7 +94,7 @@ pub fn load(ram: &GuestRam, board: &Board, boot: &Boot) -> Result<BootEntry> {
                 "The kernel has no PVH entry: only an ELF kernel built with CONFIG_PVH has one",
             ));
         }
-        (EntryChoice::Auto | EntryChoice::Linux64, _) => {
+        (EntryChoice::Linux64 | EntryChoice::Auto, _) => {
             linux64::write_zero_page(ram, &info, kernel.header)?;
             BootEntry { mode: Mode::Long, addr: kernel.linux64, info_addr: layout::ZERO_PAGE_ADDR }
         }

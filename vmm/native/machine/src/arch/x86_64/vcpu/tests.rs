@@ -58,11 +58,19 @@ fn vcpu(vm: &Vm, index: u32, model: &CpuModel) -> VcpuFd {
     vcpu
 }
 
+/// Every MSR that KVM knows or that [`dirty`] changes, but those that tell the time: the TSC, and clocks of Hyper-V.
+fn all_msrs(vm: &Vm) -> Vec<u32> {
+    let tells_time = |index: u32| index == 0x10 || (0x4000_0000..0x4000_0200).contains(&index);
+    let known = vm.kvm.get_msr_index_list().unwrap().as_slice().to_vec();
+    let mut msrs: Vec<_> = known.into_iter().filter(|index| !tells_time(*index)).collect();
+    msrs.extend([0x200, 0x201, 0x250, 0x277, 0x2FF]);
+    msrs
+}
+
 /// Everything about a vCPU that can be asked for, but the time.
-fn state(vcpu: &VcpuFd) -> String {
-    let msrs =
-        [0x174, 0x175, 0x176, 0x277, 0x2FF, 0xC000_0081, 0xC000_0082, 0xC000_0084, 0xC000_0102, 0x4B56_4D01];
-    let msrs = msrs.map(|index| msr::get(vcpu, index).unwrap());
+fn state(vm: &Vm, vcpu: &VcpuFd) -> String {
+    let read = |index| Some((index, msr::get(vcpu, index).ok()?));
+    let msrs: Vec<_> = all_msrs(vm).into_iter().filter_map(read).collect();
     let sregs = vcpu.get_sregs().unwrap();
     format!(
         "{:x?}\n{sregs:x?}\n{:x?}\n{:x?}\n{:x?}\n{:x?}\n{:?}\n{msrs:x?}\n{:x?}",
@@ -82,11 +90,11 @@ fn reset_leaves_nothing_of_the_former_life() {
     let model = model(&vm, 2);
     for index in [0, 1] {
         let vcpu = vcpu(&vm, index, &model);
-        let fresh = state(&vcpu);
+        let fresh = state(&vm, &vcpu);
         dirty(&vcpu);
-        assert_ne!(state(&vcpu), fresh);
+        assert_ne!(state(&vm, &vcpu), fresh);
         reset_vcpu(&vcpu, index, &model).unwrap();
-        assert_eq!(state(&vcpu), fresh, "vCPU {index}");
+        assert_eq!(state(&vm, &vcpu), fresh, "vCPU {index}");
     }
 }
 
@@ -105,9 +113,12 @@ fn dirty(vcpu: &VcpuFd) {
     let mut debug = vcpu.get_debug_regs().unwrap();
     debug.db[1] = 0x1000;
     vcpu.set_debug_regs(&debug).unwrap();
+    let others = [(0x400, 0), (0x3B, 0x1000), (0xC000_0103, 7), (0x4B56_4D04, 0x3001)];
     let entries = [(0x174, 0x10), (0x277, 0x0606_0606_0606_0606), (0xC000_0082, 0xFFFF_FFFF_8100_0000)]
         .into_iter()
         .chain([(0x2FF, 0), (0x4B56_4D01, 0x2001), (0xC000_0102, 0x1000)])
+        .chain([(0x200, 0x6), (0x201, 0xF_C000_0800), (0x250, 0x0606_0606_0606_0606)])
+        .chain(others)
         .map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() })
         .collect::<Vec<_>>();
     let msrs = kvm_bindings::Msrs::from_entries(&entries).unwrap();
@@ -165,6 +176,8 @@ fn first_vcpu_is_the_bootstrap_processor_and_the_others_wait() {
         assert_eq!(found, expected);
         assert_eq!(msr::get(&vcpu, 0x2FF).unwrap(), 0x806);
         assert_eq!(msr::get(&vcpu, 0x1A0).unwrap() & 1, 1);
+        // MCG_CAP: one bank.
+        assert_eq!(msr::get(&vcpu, 0x179).unwrap(), 1);
     }
 }
 

@@ -30,8 +30,7 @@ fn changed(offset: usize, value: &[u8]) -> Vec<u8> {
 #[test]
 fn segments_go_where_they_ask_to_and_the_rest_stays_zero() {
     let ram = ram();
-    let entry = start(&ram, &vmlinux(), EntryChoice::Auto).unwrap();
-    assert_eq!((entry.mode, entry.addr, entry.info_addr), (Mode::Protected, u64::from(PVH_ADDR), 0x6000));
+    start(&ram, &vmlinux(), EntryChoice::Auto).unwrap();
     assert_eq!(read(&ram, TEXT_ADDR), [0x90; 0x1000]);
     assert_eq!(read(&ram, TEXT_ADDR + 0x1000), [0; 16]);
     assert_eq!(read(&ram, DATA_ADDR), [0xDA; 0x800]);
@@ -43,7 +42,13 @@ fn entry_is_the_one_that_was_asked_for() {
     let entry = start(&ram(), &vmlinux(), EntryChoice::Linux64).unwrap();
     assert_eq!((entry.mode, entry.addr, entry.info_addr), (Mode::Long, TEXT_ADDR, 0x7000));
     let entry = start(&ram(), &vmlinux(), EntryChoice::Pvh).unwrap();
-    assert_eq!((entry.mode, entry.addr), (Mode::Protected, u64::from(PVH_ADDR)));
+    assert_eq!((entry.mode, entry.addr, entry.info_addr), (Mode::Protected, u64::from(PVH_ADDR), 0x6000));
+}
+
+#[test]
+fn linux_is_entered_in_64_bit_mode_and_other_kernels_by_pvh() {
+    let mode = |kernel: &[u8]| start(&ram(), kernel, EntryChoice::Auto).unwrap().mode;
+    assert_eq!((mode(&vmlinux()), mode(&unikernel())), (Mode::Long, Mode::Protected));
 }
 
 #[test]

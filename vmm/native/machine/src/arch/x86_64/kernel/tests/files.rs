@@ -94,7 +94,7 @@ pub fn elf(notes: &[u8]) -> Vec<u8> {
     file
 }
 
-/// A kernel with a PVH entry, behind notes of others.
+/// Linux with a PVH entry, as its notes say.
 pub fn vmlinux() -> Vec<u8> {
     let notes = [
         note(b"GNU\0", 3, &[0xAB; 20]),
@@ -103,6 +103,11 @@ pub fn vmlinux() -> Vec<u8> {
         note(b"Xen\0", 18, &u64::from(PVH_ADDR).to_le_bytes()),
     ];
     elf(&notes.concat())
+}
+
+/// A kernel of another kind, with a PVH entry.
+pub fn unikernel() -> Vec<u8> {
+    elf(&note(b"Xen\0", 18, &u64::from(PVH_ADDR).to_le_bytes()))
 }
 
 /// Offsets in a bzImage (Documentation/arch/x86/boot.rst).

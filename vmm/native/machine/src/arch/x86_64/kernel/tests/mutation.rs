@@ -73,6 +73,7 @@ fn run(name: &str, whole: &[u8], interesting: usize, choices: &[EntryChoice]) {
 fn changed_elf_kernels_are_booted_within_bounds_or_refused() {
     let choices = [EntryChoice::Auto, EntryChoice::Linux64, EntryChoice::Pvh];
     run("vmlinux", &vmlinux(), 0x280, &choices);
+    run("unikernel", &unikernel(), 0x220, &choices);
 }
 
 #[test]
