@@ -370,8 +370,8 @@ int32_t strato_vmm_machine_load(strato_vmm_machine *machine, const strato_vmm_bo
 /* Lets the devices and then the vCPUs go on. EINVAL: nothing is loaded, or the guest has come to an end and the
  * machine was not reset. */
 int32_t strato_vmm_machine_resume(strato_vmm_machine *machine);
-/* Returns when no vCPU is in the guest and no device touches guest memory. ETIMEDOUT: one vCPU could not be
- * stopped in time; the machine goes on. */
+/* Returns when no vCPU is in the guest and no device touches guest memory. ETIMEDOUT: a vCPU or a device did not come
+ * to rest in time; the machine goes on. */
 int32_t strato_vmm_machine_pause(strato_vmm_machine *machine, uint32_t timeout_ms);
 /* Everything to power-on, RAM to zeros. Load and resume follow. EBUSY: the machine runs; pause it first (after an end
  * this is not needed). */

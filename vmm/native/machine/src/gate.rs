@@ -67,13 +67,16 @@ impl State {
 /// See the module. Closed at first.
 pub(crate) struct Gate {
     state: Mutex<State>,
-    changed: Condvar,
+    /// For vCPUs: there is another order.
+    ordered: Condvar,
+    /// For whoever closes the gate: all of them stand at it.
+    assembled: Condvar,
 }
 
 impl Gate {
     pub(crate) fn new() -> Self {
         let state = State { order: Order::Park, kicks: Vec::new(), parked: 0, ended: None, lost: false };
-        Self { state: Mutex::new(state), changed: Condvar::new() }
+        Self { state: Mutex::new(state), ordered: Condvar::new(), assembled: Condvar::new() }
     }
 
     /// No code panics while it holds the lock.
@@ -107,7 +110,13 @@ impl Gate {
             state.order = Order::Park;
             state.call_all();
         }
-        self.changed.notify_all();
+        self.note_parked(&state);
+    }
+
+    fn note_parked(&self, state: &State) {
+        if state.all_parked() {
+            self.assembled.notify_all();
+        }
     }
 
     /// What the vCPU at `place` is to do; waits while the gate is closed.
@@ -116,9 +125,9 @@ impl Gate {
         let parked = state.order != Order::Run;
         if parked {
             state.parked += 1;
-            self.changed.notify_all();
+            self.note_parked(&state);
             while state.order == Order::Park {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self.ordered.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             if state.order == Order::Exit {
                 if let Some(kick) = state.kicks.get_mut(place) {
@@ -146,18 +155,18 @@ impl Gate {
         }
         while !state.all_parked() {
             let Some(deadline) = deadline else {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state = self.assembled.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 if closed && state.ended.is_none() && !state.lost {
                     state.order = Order::Run;
-                    self.changed.notify_all();
+                    self.ordered.notify_all();
                 }
                 return false;
             }
-            state = self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+            state = self.assembled.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         true
     }
@@ -178,7 +187,7 @@ impl Gate {
         let mut state = self.locked();
         state.check()?;
         state.order = Order::Run;
-        self.changed.notify_all();
+        self.ordered.notify_all();
         Ok(())
     }
 
@@ -222,7 +231,7 @@ impl Gate {
         let mut state = self.locked();
         state.order = Order::Exit;
         state.call_all();
-        self.changed.notify_all();
+        self.ordered.notify_all();
     }
 
     /// The thread of each vCPU, in the order of their places; None where one has died.

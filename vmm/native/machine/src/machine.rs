@@ -27,6 +27,9 @@ use crate::slot::{SLOT_LEN, Slot, SlotConfig};
 use crate::vcpu::Vcpus;
 use crate::vm::Vm;
 
+/// Longer than any pause; a clock can be that far ahead.
+const FOREVER: Duration = Duration::from_secs(1 << 32);
+
 struct Parts {
     // First: no vCPU is in a device while the rest goes.
     vcpus: Option<Vcpus>,
@@ -248,20 +251,36 @@ impl Machine {
     /// Returns when no vCPU is in the guest and no device touches guest memory.
     ///
     /// # Errors
-    /// ETIMEDOUT: a vCPU could not be stopped in time; the machine goes on.
+    /// ETIMEDOUT: a vCPU or a device did not come to rest in time; the machine goes on.
     pub fn pause(&self, timeout: Duration) -> Result<()> {
         let mut parts = self.parts();
+        let late = |what: &str| {
+            let text = format!(
+                "{what} did not come to rest within {timeout:?}: machine {} goes on",
+                self.config.name
+            );
+            Err(Failure::new(text, libc::ETIMEDOUT))
+        };
+        let deadline = Instant::now() + timeout.min(FOREVER);
         if let Some(vcpus) = &parts.vcpus
-            && !vcpus.park(Instant::now().checked_add(timeout))
+            && !vcpus.park(Some(deadline))
         {
-            return Err(Failure::new(
-                format!("vCPUs of machine {} did not stop within {timeout:?}: it goes on", self.config.name),
-                libc::ETIMEDOUT,
-            ));
+            return late("vCPU");
         }
-        if std::mem::take(&mut parts.awake) {
-            parts.devices().for_each(|device| device.pause());
+        if !parts.awake {
+            return Ok(());
         }
+        let mut paused = Vec::new();
+        for device in parts.devices() {
+            if !device.pause_before(deadline) {
+                paused.iter().for_each(|device: &Arc<MmioDevice>| device.unpause());
+                // Refused after an end, where there is nobody to let go.
+                let _ = parts.vcpus.as_ref().map(Vcpus::release);
+                return late(&format!("Device {}", device.name()));
+            }
+            paused.push(device);
+        }
+        parts.awake = false;
         Ok(())
     }
 
@@ -359,7 +378,7 @@ impl Drop for Machine {
         let parts = self.parts.get_mut().unwrap_or_else(PoisonError::into_inner);
         parts.vcpus = None;
         for slot in parts.slots.values() {
-            if let Some(device) = slot.empty(&parts.vm) {
+            if let Some(device) = slot.abandon() {
                 parts.dispose(&device);
             }
         }

@@ -8,7 +8,9 @@ use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 
+use strato_plumbing::failure::last_errno;
 use strato_plumbing::{Failure, Result, check};
+use strato_virtio::thread::spawn;
 use strato_virtio::{GuestRam, GuestRamHandle};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
@@ -18,6 +20,9 @@ use vm_memory::{
 
 const PAGE: u64 = 4096;
 const HUGE_PAGE: u64 = 2 << 20;
+/// What one thread populates in some tens of milliseconds, and how many threads there are at most.
+const POPULATED_BY_ONE: usize = 256 << 20;
+const MAX_POPULATING: usize = 16;
 
 /// One run of RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,19 +226,44 @@ fn advise(mapping: &MmapRegion, transparent: bool) -> Result<()> {
     Ok(())
 }
 
-/// Makes every page present and writable.
+/// Makes every page present and writable: by several threads where there is much, for the kernel clears each page.
 fn populate(mapping: &MmapRegion) -> Result<()> {
-    // SAFETY: pointer and length are those of the mapping; populating does not change what it contains.
-    let outcome =
-        unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), libc::MADV_POPULATE_WRITE) };
-    if outcome == 0 {
-        return Ok(());
+    let (begin, size) = (mapping.as_ptr() as usize, mapping.size());
+    let most = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_POPULATING);
+    let each = size.div_ceil((size / POPULATED_BY_ONE).clamp(1, most)).next_multiple_of(HUGE_PAGE as usize);
+    let threads: Vec<_> = (0..size)
+        .step_by(each)
+        .map(|offset| {
+            let len = each.min(size - offset);
+            // SAFETY: the range is a part of the mapping, which outlives the thread: it is joined below. Populating
+            // does not change what is there.
+            let work = move || unsafe {
+                let place = (begin + offset) as *mut libc::c_void;
+                match libc::madvise(place, len, libc::MADV_POPULATE_WRITE) {
+                    0 => 0,
+                    _ => last_errno(),
+                }
+            };
+            spawn("ram", work)
+        })
+        .collect();
+    let mut failed = 0;
+    for thread in threads {
+        let errno = thread.map(|thread| thread.join().unwrap_or(libc::ENOTRECOVERABLE));
+        match errno.unwrap_or_else(|error| error.raw_os_error().unwrap_or(libc::EAGAIN)) {
+            0 => {}
+            errno => failed = errno,
+        }
     }
-    let failure = Failure::last(format!("Cannot allocate {} bytes of RAM", mapping.size()));
-    if failure.errno() != libc::EINVAL {
-        return Err(failure);
+    match failed {
+        0 => Ok(()),
+        // Linux before 5.14.
+        libc::EINVAL => touch(mapping),
+        errno => Err(Failure::new(format!("Cannot allocate {size} bytes of RAM"), errno)),
     }
-    // Linux before 5.14.
+}
+
+fn touch(mapping: &MmapRegion) -> Result<()> {
     for offset in (0..mapping.size()).step_by(PAGE as usize) {
         let page = mapping.get_ref::<u8>(offset).map_err(|_| Failure::refused("RAM ends within a page"))?;
         page.store(page.load());

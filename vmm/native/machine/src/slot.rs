@@ -86,9 +86,14 @@ impl Slot {
 
     /// Takes the device away, which the guest sees no more afterwards.
     pub(crate) fn empty(&self, vm: &Vm) -> Option<Arc<MmioDevice>> {
-        let device = self.device.write().unwrap_or_else(PoisonError::into_inner).take()?;
+        let device = self.abandon()?;
         self.disconnect(vm, &device);
         Some(device)
+    }
+
+    /// As [`Self::empty`], of a VM that goes and takes all connections with it.
+    pub(crate) fn abandon(&self) -> Option<Arc<MmioDevice>> {
+        self.device.write().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn doorbell(&self) -> u64 {

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use strato_virtio::transport::status::DEVICE_NEEDS_RESET;
 use strato_virtio::transport::{Effect, Refused, RingPart, Transport};
@@ -378,6 +379,23 @@ impl MmioDevice {
     /// device that is lost stands still anyway.
     pub fn pause(&self) {
         self.call(DeviceHost::pause);
+    }
+
+    /// As [`Self::pause`], but waits no longer than until `deadline`. False: something in flight takes longer; the
+    /// device goes on when that is done.
+    pub fn pause_before(&self, deadline: Instant) -> bool {
+        match self.worker.call_before(deadline, DeviceHost::pause) {
+            Ok(Some(())) => true,
+            Ok(None) => {
+                // If the thread ends before it comes to this, the device stands still for good.
+                let _ = self.worker.send(DeviceHost::unpause);
+                false
+            }
+            Err(_) => {
+                self.signals.lose();
+                true
+            }
+        }
     }
 
     /// Goes on after a pause with whatever the driver has done meanwhile.

@@ -5,8 +5,9 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -92,14 +93,46 @@ impl Worker {
         &self,
         call: impl FnOnce(&mut DeviceHost) -> T + Send + 'static,
     ) -> Result<T, WorkerError> {
+        self.ask(call)?.recv().map_err(|_| WorkerError)
+    }
+
+    /// As [`Self::call`], but waits no longer than until `deadline`. None: the thread is still at something else; it
+    /// will come to this call, and to those that are made later after it.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn call_before<T: Send + 'static>(
+        &self,
+        deadline: Instant,
+        call: impl FnOnce(&mut DeviceHost) -> T + Send + 'static,
+    ) -> Result<Option<T>, WorkerError> {
+        match self.ask(call)?.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(WorkerError),
+        }
+    }
+
+    /// As [`Self::call`], without waiting for it.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn send(&self, call: impl FnOnce(&mut DeviceHost) + Send + 'static) -> Result<(), WorkerError> {
+        self.ask(call).map(|_| ())
+    }
+
+    fn ask<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut DeviceHost) -> T + Send + 'static,
+    ) -> Result<Receiver<T>, WorkerError> {
         let (answer, answered) = channel();
         let command: Command = Box::new(move |host| {
-            // The asker waits for this; if it is gone nobody misses the answer.
+            // If the asker is gone nobody misses the answer.
             let _ = answer.send(call(host));
         });
         self.commands.as_ref().ok_or(WorkerError)?.send(command).map_err(|_| WorkerError)?;
         self.wake.write(1).map_err(|_| WorkerError)?;
-        answered.recv().map_err(|_| WorkerError)
+        Ok(answered)
     }
 }
 

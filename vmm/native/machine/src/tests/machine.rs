@@ -1,160 +1,22 @@
 //! The machine as its owner has it, with kernels of a few instructions.
 
-use std::ffi::CString;
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::mpsc::Receiver;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
-use strato_devices::BucketConfig;
-use strato_devices::rng::{Rng, RngConfig};
-use strato_virtio::{GuestRamHandle, Unobserved};
+use strato_virtio::record::RecordError;
+use strato_virtio::{DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Progress, RING_FEATURES, Unobserved};
 use strato_virtio_mmio::MmioDevice;
 use strato_virtio_mmio::mock::MockDriver;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::guest::{Ear, PATIENCE, code, kvm};
-use crate::arch::{Boot, EntryChoice};
+use super::owned::{GENERATION, Owned, RINGS, WORD, boot, errno, memory, platform, rng, slot, wait};
 use crate::events::MachineEvent;
 use crate::machine::{Machine, MachineConfig, PlatformConfig, SerialConfig};
-use crate::memory::{Backend, HugePages, MemoryConfig, Region};
 use crate::slot::SlotConfig;
-
-const RAM_BYTES: u64 = 8 << 20;
-const KERNEL_ADDR: u64 = 1 << 20;
-/// Words for the guest to change, and for the mock driver's rings, beyond the kernel.
-const WORD: u64 = 3 << 20;
-const RINGS: u64 = 4 << 20;
-const GENERATION: u64 = 0xff000;
-const SLOT: u64 = 0xc000_0000;
-
-/// An ELF kernel that is entered by PVH: its headers, a note, and the code.
-fn kernel(code: &[u8]) -> File {
-    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
-    elf.resize(16, 0);
-    let mut put = |bytes: &[u8]| elf.extend_from_slice(bytes);
-    // Executable, x86_64, version; entry; program headers follow the header, section headers there are none.
-    put(&[2, 0, 62, 0, 1, 0, 0, 0]);
-    put(&KERNEL_ADDR.to_le_bytes());
-    put(&64u64.to_le_bytes());
-    put(&[0; 12]);
-    put(&[64, 0, 56, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
-    let mut header = |kind: u32, offset: u64, addr: u64, len: u64| {
-        put(&kind.to_le_bytes());
-        put(&7u32.to_le_bytes());
-        [offset, addr, addr, len, len, 4].iter().for_each(|field| put(&field.to_le_bytes()));
-    };
-    header(4, 176, 0, 20);
-    header(1, 256, KERNEL_ADDR, code.len() as u64);
-    // Xen's note 18: the address of the entry (include/xen/interface/elfnote.h).
-    [4u32, 4, 18].iter().for_each(|field| elf.extend_from_slice(&field.to_le_bytes()));
-    elf.extend_from_slice(b"Xen\0");
-    elf.extend_from_slice(&(KERNEL_ADDR as u32).to_le_bytes());
-    elf.resize(256, 0);
-    elf.extend_from_slice(code);
-    // SAFETY: the name is a C string of static storage.
-    let fd = unsafe { libc::memfd_create(c"kernel".as_ptr(), libc::MFD_CLOEXEC) };
-    assert!(fd >= 0);
-    // SAFETY: made just now, nobody else owns it.
-    let mut file: File = unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) };
-    file.write_all(&elf).unwrap();
-    file
-}
-
-fn boot(code: &[u8]) -> Boot {
-    Boot { kernel: kernel(code), initrd: None, entry: EntryChoice::Pvh, cmdline: CString::default() }
-}
-
-fn slot(index: u32) -> SlotConfig {
-    SlotConfig { index, guest_addr: SLOT + 0x1000 * u64::from(index), gsi: 6 + index }
-}
-
-fn memory() -> MemoryConfig {
-    MemoryConfig {
-        backend: Backend::Anonymous,
-        regions: vec![Region { guest_addr: 0, bytes: RAM_BYTES }],
-        huge_pages: HugePages::Advised,
-        prealloc: false,
-    }
-}
-
-fn platform() -> PlatformConfig {
-    PlatformConfig {
-        ged_gsi: 5,
-        pvpanic_port: 0x505,
-        power_port: 0x600,
-        serial: None,
-        tables_addr: 0xe0000,
-        generation_addr: GENERATION,
-    }
-}
-
-fn rng(name: &str) -> Arc<MmioDevice> {
-    let core = Rng::new(RngConfig { limit: BucketConfig { rate: 1 << 20, burst: 1 << 20 } }).unwrap();
-    Arc::new(MmioDevice::new(name, Box::new(core), Arc::new(Unobserved)).unwrap())
-}
-
-/// A machine and what it says.
-struct Owned {
-    machine: Machine,
-    heard: Receiver<MachineEvent>,
-}
-
-impl Owned {
-    fn new(kvm: OwnedFd, num_cpus: u32) -> Self {
-        let (ear, heard) = Ear::new();
-        let config = MachineConfig { name: "vm".into(), num_cpus, threads_per_core: 1 };
-        Self { machine: Machine::new(kvm, config, ear).unwrap(), heard }
-    }
-
-    /// With everything but a kernel; slots 0 and 1. None where there is no KVM.
-    fn built(num_cpus: u32) -> Option<Self> {
-        let owned = Self::new(kvm()?, num_cpus);
-        owned.machine.add_memory(memory()).unwrap();
-        owned.machine.add_platform(platform()).unwrap();
-        owned.machine.add_slot(slot(0)).unwrap();
-        owned.machine.add_slot(slot(1)).unwrap();
-        owned.machine.add_cpus().unwrap();
-        Some(owned)
-    }
-
-    fn running(code: &[u8]) -> Option<Self> {
-        let owned = Self::built(1)?;
-        owned.machine.load(&boot(code)).unwrap();
-        owned.machine.resume().unwrap();
-        Some(owned)
-    }
-
-    fn event(&self) -> MachineEvent {
-        self.heard.recv_timeout(PATIENCE).unwrap()
-    }
-
-    fn ram(&self) -> GuestRamHandle {
-        self.machine.ram().unwrap()
-    }
-
-    fn word(&self, addr: u64) -> u32 {
-        self.ram().read_obj(GuestAddress(addr)).unwrap()
-    }
-
-    fn becomes(&self, addr: u64, wanted: u32) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.word(addr) != wanted {
-            assert!(Instant::now() < deadline, "{:#x} is {:#x}, not {wanted:#x}", addr, self.word(addr));
-            std::thread::yield_now();
-        }
-    }
-
-    fn pause(&self) {
-        self.machine.pause(PATIENCE).unwrap();
-    }
-}
-
-fn errno<T>(outcome: strato_plumbing::Result<T>) -> libc::c_int {
-    outcome.map(|_| ()).unwrap_err().errno()
-}
 
 #[test]
 fn guest_ends_by_its_registers_and_boots_again_into_empty_ram() {
@@ -317,16 +179,66 @@ fn paused_machine_has_paused_devices_and_a_reset_one_has_forgotten_its_driver() 
     assert_eq!(driver.status(), 0);
 }
 
-/// Waits until there is something.
-fn wait<T>(mut done: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = done() {
-            return found;
-        }
-        assert!(Instant::now() < deadline);
-        std::thread::yield_now();
+/// Comes to rest when the test says so.
+struct Stubborn(DeviceInfo, Receiver<()>);
+
+impl DeviceCore for Stubborn {
+    fn info(&self) -> &DeviceInfo {
+        &self.0
     }
+
+    fn process_queue(&mut self, _io: &mut DeviceIo<'_>, _queue: u16) -> Result<Progress, DeviceFault> {
+        Ok(Progress::Idle)
+    }
+
+    fn drain(&mut self, _io: &mut DeviceIo<'_>) {
+        // An error: the test is over.
+        let _ = self.1.recv_timeout(PATIENCE);
+    }
+
+    fn cancel(&mut self, _io: &mut DeviceIo<'_>) {}
+
+    fn reset(&mut self, _io: &mut DeviceIo<'_>) {}
+
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn restore(&mut self, _record: &[u8]) -> Result<(), RecordError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn pause_that_a_device_holds_up_fails_and_the_machine_goes_on() {
+    let Some(owned) = Owned::running(code!("2:", "inc dword ptr [0x300000]", "jmp 2b")) else { return };
+    let (rested, rests) = channel();
+    let info = DeviceInfo {
+        device_type: 4,
+        name: "stubborn",
+        features: RING_FEATURES,
+        queue_sizes: vec![8],
+        config_len: 0,
+    };
+    // Once for the memory that it is given.
+    rested.send(()).unwrap();
+    let core = Box::new(Stubborn(info, rests));
+    let device = Arc::new(MmioDevice::new("stubborn", core, Arc::new(Unobserved)).unwrap());
+    owned.machine.plug(1, device).unwrap();
+    owned.machine.plug(0, rng("rng0")).unwrap();
+    let failure = owned.machine.pause(Duration::from_millis(50)).unwrap_err();
+    assert_eq!(failure.errno(), libc::ETIMEDOUT);
+    assert!(failure.to_string().starts_with("Device stubborn did not come to rest within 50ms"));
+    let former = owned.word(WORD);
+    wait(|| (owned.word(WORD) != former).then_some(()));
+    // The pause that failed, and the one that is to succeed.
+    rested.send(()).unwrap();
+    rested.send(()).unwrap();
+    owned.pause();
+    let stopped = owned.word(WORD);
+    drop(rested);
+    owned.machine.resume().unwrap();
+    wait(|| (owned.word(WORD) != stopped).then_some(()));
 }
 
 #[test]

@@ -132,6 +132,15 @@ fn ram_is_kept_out_of_children_and_dumps_and_populated_if_so_asked() {
 }
 
 #[test]
+fn much_ram_is_populated_to_its_last_page() {
+    // By two threads, where there are two processors.
+    let bytes = (512 << 20) + 3 * PAGE;
+    let regions = vec![Region { guest_addr: 0, bytes }];
+    let ram = guest_ram(MemoryConfig { prealloc: true, regions, ..anonymous() }).unwrap();
+    assert_eq!(resident(&ram) as u64, bytes / PAGE);
+}
+
+#[test]
 fn memfd_is_shared_and_sealed_and_a_files_pages_stay_its_own() {
     let ram = guest_ram(with_backend(Backend::Memfd)).unwrap();
     let shared = ram.iter().next().unwrap().file_offset().unwrap().arc().clone();

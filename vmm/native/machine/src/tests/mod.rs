@@ -5,5 +5,6 @@ mod guest;
 mod interrupts;
 mod machine;
 mod memory;
+mod owned;
 mod pause;
 mod probe;
