@@ -52,6 +52,13 @@ class DriveCache(StrEnum):
     DIRECT = "direct"
 
 
+class ForbiddenCall(StrEnum):
+    """What a system call does that strato-vmm has no use for."""
+
+    KILL = "kill"
+    LOG = "log"
+
+
 class ShareCache(StrEnum):
     """How long the guest may trust what it has read from a share."""
 
@@ -78,6 +85,8 @@ class CpuConfig:
 
     count: int = 1
     """Number of virtual CPUs, 1 to 64."""
+    tsc_khz: int | None = None
+    """Frequency of the host's time-stamp counter in kHz, for engine tcg; null: strato-vmm finds it out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +212,18 @@ class ProgramsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JailConfig:
+    """What strato-vmm sees of the host and what it can still do, once its guest runs."""
+
+    enabled: bool = True
+    """Whether strato-vmm is confined. `false` is for development: a guest that breaks out is then whoever has started it."""  # noqa: E501
+    folders: tuple[Path, ...] = ()
+    """Further folders of the host that strato-vmm sees, with what is mounted below them: for `x-strato-add-share`, `console.log`, `vsock.socket`."""  # noqa: E501
+    forbidden_call: ForbiddenCall = ForbiddenCall.KILL
+    """What a system call does that strato-vmm has no use for: `kill` ends the VM, `log` writes it to the kernel's log and lets it through."""  # noqa: E501
+
+
+@dataclass(frozen=True, kw_only=True)
 class VmConfig:
     """One virtual machine."""
 
@@ -234,6 +255,8 @@ class VmConfig:
     """The entropy device."""
     programs: ProgramsConfig = field(default_factory=ProgramsConfig)
     """Programs to use instead of those found by default."""
+    jail: JailConfig = field(default_factory=JailConfig)
+    """The confinement of strato-vmm."""
 
     def __post_init__(self) -> None:
         check(self)
@@ -249,6 +272,8 @@ def check(config: VmConfig) -> None:
     if len(config.boot.cmdline.encode()) > MAX_CMDLINE_BYTES or not _printable(config.boot.cmdline):
         raise ConfigError("boot.cmdline", f"Must be printable text of at most {MAX_CMDLINE_BYTES} bytes")
     _between("cpu.count", config.cpu.count, 1, MAX_VCPUS)
+    if config.cpu.tsc_khz is not None:
+        _between("cpu.tsc_khz", config.cpu.tsc_khz, 100_000, 100_000_000)
     _between("memory.size_mib", config.memory.size_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB)
     _between("console.limit_kib", config.console.limit_kib, 2, 1 << 20)
     _between("console.ring_kib", config.console.ring_kib, 1, 1 << 10)
@@ -272,6 +297,10 @@ def check(config: VmConfig) -> None:
         if share.directory is not None:
             _absolute(f"shares[{index}].directory", share.directory)
         _unique(f"shares[{index}].tag", share.tag, tags)
+    for index, folder in enumerate(config.jail.folders):
+        _absolute(f"jail.folders[{index}]", folder)
+    if config.jail.enabled:
+        _check_jail(config)
 
 
 def _check_drive(path: str, drive: DriveConfig) -> None:
@@ -295,6 +324,22 @@ def _check_net(path: str, net: NetConfig) -> None:
         _between(f"{path}.mtu", net.mtu, 68, 65535)
     check_limit(f"{path}.receive_limit", net.receive_limit)
     check_limit(f"{path}.transmit_limit", net.transmit_limit)
+
+
+def _check_jail(config: VmConfig) -> None:
+    files = {"console.log": config.console.log}
+    if config.vsock is not None:
+        files["vsock.socket"] = config.vsock.socket
+    for path, file in files.items():
+        seen = (config.runtime_dir, *config.jail.folders)
+        if file is not None and not any(file.is_relative_to(folder) for folder in seen):
+            raise ConfigError(
+                path, f"{file} is out of the jail: choose a place in runtime_dir or jail.folders"
+            )
+    for name in ("virtiofsd", "vhost_device_vsock"):
+        if getattr(config.programs, name) is not None:
+            reason = "This program cannot work in the jail: set jail.enabled to false"
+            raise ConfigError(f"programs.{name}", reason)
 
 
 def check_limit(path: str, limit: LimitConfig) -> None:

@@ -123,7 +123,7 @@ class Machine(Observer):
                 from .engines.tcg import TcgEngine
 
                 return TcgEngine(
-                    self.config.programs.qemu,
+                    self.config,
                     loop=self._loop,
                     processes=self._processes,
                     observer=self,

@@ -1,7 +1,8 @@
 """`strato ps`, `strato logs`, `strato console`: the running sandboxes, from what the shim leaves on disk.
 
 Relied upon: ``<state_root>/<key>/state.json`` with schema 1 and the fields sandbox_id, namespace, created_at,
-shim_pid, vmm_pid, containers{id: {status}}; beside it console.log, vmm.log, shim.log.
+shim_pid, vmm_pid, containers{id: {status}}; beside it shim.log, and vmm/console.log, which strato-vmm writes
+and which is therefore not to be trusted.
 """
 
 import json
@@ -14,12 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from .. import untrusted
 from ..errors import HostError
 from ..paths import DEFAULT_STATE_ROOT
 
 SCHEMA = 1
 CONFIG_FILE = Path("/etc/strato/config.toml")
-_LOGS = {"shim": "shim.log", "vmm": "vmm.log", "console": "console.log"}
+_LOGS = {"shim": "shim.log", "vmm": "vmm.log", "console": "vmm/console.log"}
+_MAX_LOG_BYTES = 64 << 20
 _POLL_MS = 200  # regular files cannot be polled; this is how often the console's file is looked at
 
 
@@ -116,14 +119,15 @@ class Follower:
         """Return what has been added since the last call."""
         data = b"" if self._stream is None else self._stream.read()
         try:
-            status = self._path.stat()
-        except FileNotFoundError:
+            status = self._path.lstat()
+            if self._stream is None or os.fstat(self._stream.fileno()).st_ino != status.st_ino:
+                fd = untrusted.open_file(self._path)
+                if self._stream is not None:
+                    self._stream.close()
+                self._stream = os.fdopen(fd, "rb")
+                data += self._stream.read()
+        except OSError:
             return data
-        if self._stream is None or os.fstat(self._stream.fileno()).st_ino != status.st_ino:
-            if self._stream is not None:
-                self._stream.close()
-            self._stream = self._path.open("rb")
-            data += self._stream.read()
         return data
 
 
@@ -198,7 +202,7 @@ def _row(sandbox: Sandbox) -> tuple[str, str, str, str, str, str]:
 
 def _read_log(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return untrusted.read_file(path, _MAX_LOG_BYTES)
     except FileNotFoundError:
         return b""
     except OSError as error:

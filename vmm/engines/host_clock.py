@@ -34,7 +34,10 @@ def guest_arguments(khz: int) -> tuple[str, ...]:
 
 def tsc_khz(log: Log, cache: Path = CACHE) -> int:
     """Return the TSC frequency in kHz. Raises HostError when it cannot be found out."""
-    boot_id = _BOOT_ID.read_text().strip()
+    try:
+        boot_id = _BOOT_ID.read_text().strip()
+    except FileNotFoundError:
+        boot_id = ""  # in the jail, where whoever starts strato-vmm tells it the frequency
     known = _read_cache(cache, boot_id)
     if known is not None:
         return known
@@ -69,6 +72,8 @@ def _read_cache(cache: Path, boot_id: str) -> int | None:
 
 
 def _write_cache(cache: Path, boot_id: str, value: int, log: Log) -> None:
+    if not boot_id:
+        return
     temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
     try:
         cache.parent.mkdir(mode=0o711, parents=True, exist_ok=True)

@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 
 from .. import paths
 from ..boards.base import MachinePlan
-from ..config import EngineName, NetConfig
+from ..config import EngineName, NetConfig, VmConfig
 from ..errors import HostError, QmpClosedError, QmpCommandError, QmpProtocolError, VmmError
 from ..log import Log
 from ..loop import EventLoop
@@ -45,9 +44,9 @@ class TcgEngine(Engine):
     max_slots = qemu_arguments.MAX_SLOTS
 
     def __init__(
-        self, program: Path | None, *, loop: EventLoop, processes: ProcessTable, observer: Observer, log: Log
+        self, config: VmConfig, *, loop: EventLoop, processes: ProcessTable, observer: Observer, log: Log
     ) -> None:
-        self._program = program
+        self._config = config
         self._loop = loop
         self._processes = processes
         self._observer = observer
@@ -60,18 +59,20 @@ class TcgEngine(Engine):
 
     def kernel_arguments(self) -> tuple[str, ...]:
         """See `Engine`. Raises HostError."""
-        return host_clock.guest_arguments(host_clock.tsc_khz(self._log))
+        return host_clock.guest_arguments(self._config.cpu.tsc_khz or host_clock.tsc_khz(self._log))
 
     def start(self, plan: MachinePlan, wiring: Wiring) -> None:
         """See `Engine`."""
         _check_memory(plan)
-        program = self._program or paths.qemu()
+        program = self._config.programs.qemu or paths.qemu()
         self._channel.send("qmp_capabilities")
         for device in plan.devices:
             if isinstance(device.source, NetConfig) and not device.source.link_up:
                 self._channel.send("set_link", {"name": device.id, "up": False})
         self._channel.send("cont")
-        host = qemu_arguments.QemuHost(program=program, qmp_fd=self._theirs.fileno())
+        host = qemu_arguments.QemuHost(
+            program=program, qmp_fd=self._theirs.fileno(), sandbox=self._config.jail.enabled
+        )
         with self._theirs as theirs:
             self._process = self._processes.spawn(
                 qemu_arguments.command_line(plan, wiring, host),

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 
 def write_state(root: Path, name: str, **changes: Any) -> Path:
     directory = root / name
-    directory.mkdir()
+    (directory / "vmm").mkdir(parents=True)
     state = {
         "schema": 1,
         "sandbox_id": f"sandbox-{name}",
@@ -80,7 +80,7 @@ def test_ps_tells_of_states_that_it_cannot_read(
 def test_logs_prints_the_wanted_log(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     directory = write_state(tmp_path, "a")
     (directory / "vmm.log").write_text("info started\n")
-    (directory / "console.log").write_bytes(b"\xff console\n")
+    (directory / "vmm" / "console.log").write_bytes(b"\xff console\n")
 
     assert main(["logs", "container-a", "--state-root", str(tmp_path), "--source", "vmm"]) == 0
     assert capsysbinary.readouterr().out == b"info started\n"
@@ -103,7 +103,7 @@ def test_console_of_a_dead_sandbox_prints_what_there_is(
     tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     directory = write_state(tmp_path, "a", vmm_pid=4194305)
-    (directory / "console.log").write_bytes(b"last words\n")
+    (directory / "vmm" / "console.log").write_bytes(b"last words\n")
 
     assert main(["console", "sandbox-a", "--state-root", str(tmp_path)]) == 0
     assert capsysbinary.readouterr().out == b"last words\n"

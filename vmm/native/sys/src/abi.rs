@@ -10,13 +10,13 @@
 use std::ffi::{CStr, c_char, c_int, c_uint};
 
 use strato_plumbing::border::{self, check_size, null, optional, required, store, store_fd};
+use strato_plumbing::mounts::{self, MountAttr};
 use strato_plumbing::parent::set_parent_death_signal;
 use strato_plumbing::{Failure, Result};
 
-use crate::mounts::MountAttr;
 use crate::network::TapConfig;
 use crate::pump::{Event, EventKind, Pump, StreamConfig};
-use crate::{mounts, network, process, tsc};
+use crate::{network, process, tsc};
 
 /// Changes with every incompatible change of the header.
 const ABI_VERSION: u32 = 1;
