@@ -7,7 +7,19 @@ Three layers, as in ``vmm.sys``: the C header (``vmm/native/abi/include/strato_v
 
 from ..libraries import LibraryMismatchError, NativeBugError
 from .calls import LIBRARY_TAG
-from .device import BlockDevice, Device, Limits, NetDevice, SharesDevice, block, fs, net, rng, vsock
+from .device import (
+    BlockDevice,
+    Device,
+    Limits,
+    NetDevice,
+    SharesDevice,
+    block,
+    confine_threads,
+    fs,
+    net,
+    rng,
+    vsock,
+)
 from .events import DeviceEvent, DeviceEventKind, EventRing
 
 __all__ = [
@@ -23,6 +35,7 @@ __all__ = [
     "NetDevice",
     "SharesDevice",
     "block",
+    "confine_threads",
     "fs",
     "net",
     "rng",

@@ -68,6 +68,10 @@ def _sized(kind: str) -> Any:
     return place
 
 
+def confine_threads(forbidden: int) -> None:
+    _check(_lib.strato_vmm_confine_threads(forbidden))
+
+
 def events_create() -> Any:
     ret = ffi.new("strato_vmm_events **")
     _check(_lib.strato_vmm_events_create(ret))

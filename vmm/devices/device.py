@@ -132,6 +132,14 @@ class NetDevice(Device):
         calls.net_set_taps(self._open(), tap_fds)
 
 
+def confine_threads(*, log_only: bool) -> None:
+    """Confine every thread that the library starts from here on to its role; a call beyond it kills.
+
+    With ``log_only`` the kernel writes such a call to its log and makes it. Raises OSError.
+    """
+    calls.confine_threads(1 if log_only else 0)
+
+
 def rng(events: EventRing, tag: int, name: str, *, rate: int, burst: int) -> Device:
     """Make an entropy device that gives at most ``rate`` bytes a second after ``burst`` bytes at once."""
     return Device(calls.rng_create(events.handle(), tag, name, rate, burst))

@@ -11,6 +11,7 @@ use std::ffi::{CStr, c_char};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use strato_jail::Otherwise;
 use strato_plumbing::border::{self, null, required, store};
 use strato_plumbing::{Failure, Result};
 
@@ -45,6 +46,15 @@ pub extern "C" fn strato_vmm_version() -> *const c_char {
 pub unsafe extern "C" fn strato_vmm_last_error(buffer: *mut c_char, capacity: usize) -> usize {
     // SAFETY: the header's rule for buffers.
     unsafe { border::last_error(buffer, capacity) }
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn strato_vmm_confine_threads(forbidden: u32) -> i32 {
+    border(|| match forbidden {
+        0 => strato_jail::confine_threads(Otherwise::Kill),
+        1 => strato_jail::confine_threads(Otherwise::Log),
+        other => Err(Failure::refused(format!("Answer {other} to forbidden calls is unknown"))),
+    })
 }
 
 /// `strato_vmm_events`: shared with the devices that write to it, so it may be destroyed in any order.

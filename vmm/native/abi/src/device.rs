@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use strato_jail::Role;
 use strato_plumbing::{Failure, Result};
 use strato_vhost_user::{Observer, Shell};
 use strato_virtio::thread::spawn;
@@ -167,7 +168,7 @@ impl Device {
         let (shell, reporter) = (Arc::clone(&self.shell), self.reporter.clone());
         let over = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&over);
-        let thread = spawn(&thread_name(&self.name), move || {
+        let thread = spawn(Some(Role::Service), &thread_name(&self.name), move || {
             let (kind, text) = converse(&shell, &reporter, &theirs);
             // Before it is told: whoever hears of it may serve the next front end at once.
             flag.store(true, Ordering::Release);

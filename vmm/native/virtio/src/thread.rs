@@ -1,11 +1,16 @@
-//! Threads of the device side: named, with a small stack, and deaf to signals.
+//! Threads of the device side: named, with a small stack, deaf to signals, and confined to their role.
 //!
 //! The process around them may be Python, whose signal handlers belong to its main thread. A signal that the
 //! kernel gave to one of these threads would interrupt a device instead.
+//!
+//! Once the process has asked for it (`strato_jail::confine_threads`), a thread's first act is to give up what its
+//! role does not need.
 
 use std::io;
 use std::mem::MaybeUninit;
 use std::thread::{Builder, JoinHandle};
+
+use strato_jail::Role;
 
 /// Cores keep their buffers on the heap. Below two MiB a stack never becomes a huge page at its first touch.
 const STACK_SIZE: usize = 512 * 1024;
@@ -20,17 +25,34 @@ const FAULTS: [i32; 6] =
 /// Starts a thread. `name` is cut to what the kernel shows.
 ///
 /// # Errors
-/// No thread to be had.
+/// No thread to be had, or one without a role where threads are confined.
 pub fn spawn<T: Send + 'static>(
+    role: Option<Role>,
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
+    if role.is_none() && strato_jail::confinement().is_some() {
+        return Err(io::Error::other(format!("Thread {name} has no role that it could be confined to")));
+    }
     let name: String = name.chars().filter(|c| c.is_ascii_graphic()).take(NAME_LEN).collect();
     // The mask is inherited: there is no moment at which the new thread could be chosen for a signal.
     let former = mask(&blocked());
-    let thread = Builder::new().name(name).stack_size(STACK_SIZE).spawn(work);
+    let thread = Builder::new().name(name).stack_size(STACK_SIZE).spawn(move || {
+        if let Some(role) = role {
+            confine(role);
+        }
+        work()
+    });
     mask(&former);
     thread
+}
+
+/// Nothing may run in a thread that has more power than its role.
+fn confine(role: Role) {
+    if let Err(failure) = strato_jail::enter(role) {
+        eprintln!("error Thread of role {role:?} cannot be confined: {failure}");
+        std::process::abort();
+    }
 }
 
 fn blocked() -> libc::sigset_t {
@@ -71,7 +93,7 @@ mod tests {
     #[test]
     fn threads_block_signals_and_their_creator_goes_on_as_before() {
         let before = blocked_signals();
-        let inside = spawn("t", blocked_signals).unwrap().join().unwrap();
+        let inside = spawn(None, "t", blocked_signals).unwrap().join().unwrap();
         for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGCHLD, libc::SIGHUP, libc::SIGPIPE] {
             assert_ne!(inside & bit(signal), 0, "signal {signal}");
         }
@@ -82,7 +104,7 @@ mod tests {
     #[test]
     fn names_are_cut_and_show() {
         let name = || std::fs::read_to_string("/proc/thread-self/comm").unwrap();
-        let shown = spawn("a-device\0with a long name", name).unwrap().join().unwrap();
+        let shown = spawn(None, "a-device\0with a long name", name).unwrap().join().unwrap();
         assert_eq!(shown.trim(), "a-devicewithalo");
     }
 }

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use strato_jail::Role;
 use strato_virtio::thread::spawn;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -36,7 +37,7 @@ struct Shared {
     ready: EventFd,
 }
 
-/// The thread engine. Threads are started when there is work for them.
+/// The thread engine. Threads are started when there is work for them, or, where they are confined, all at once.
 #[derive(Debug)]
 pub(crate) struct Pool {
     shared: Arc<Shared>,
@@ -45,6 +46,8 @@ pub(crate) struct Pool {
     shortcut: Shortcut,
     /// Jobs that were done at once.
     finished: Vec<Done>,
+    /// The thread of a confined device can start no other: all are there from the start.
+    confined: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -63,19 +66,27 @@ impl Pool {
             done: Mutex::default(),
             ready: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         };
-        Ok(Self {
+        let mut pool = Self {
             shared: Arc::new(shared),
             threads: Vec::new(),
             submitted: Vec::new(),
             shortcut: Shortcut::new(disk, Reads::Cached),
             finished: Vec::new(),
-        })
+            confined: strato_jail::confinement().is_some(),
+        };
+        if pool.confined {
+            (0..MAX_THREADS).for_each(|_| pool.start_thread());
+            if pool.threads.is_empty() {
+                return Err(io::Error::other("No thread to be had for the disk"));
+            }
+        }
+        Ok(pool)
     }
 
     fn start_thread(&mut self) {
         let shared = Arc::clone(&self.shared);
         // The threads that there are do the work if no more can be had.
-        if let Ok(thread) = spawn("block-io", move || shared.serve()) {
+        if let Ok(thread) = spawn(Some(Role::BlockPool), "block-io", move || shared.serve()) {
             self.threads.push(thread);
         }
     }
@@ -185,7 +196,8 @@ impl Engine for Pool {
             }
             todo.jobs.len().saturating_sub(todo.idle)
         };
-        for _ in 0..missing.min(MAX_THREADS.saturating_sub(self.threads.len())) {
+        let further = if self.confined { 0 } else { MAX_THREADS.saturating_sub(self.threads.len()) };
+        for _ in 0..missing.min(further) {
             self.start_thread();
         }
         if self.threads.is_empty() {
