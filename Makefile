@@ -14,7 +14,7 @@ VENV := build/venv/bin/python
 INSTALL := --prefix=$(PREFIX) --python=$(INSTALL_PYTHON) $(if $(DESTDIR),--destdir=$(DESTDIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help check build kernel venv test-tools test test-full soak fuzz coverage lint format bench demo install uninstall wheel \
+.PHONY: help check build kernel venv test-tools test test-full test-lab soak fuzz coverage lint format bench demo install uninstall wheel \
 	kernel-report lock cache clean distclean
 
 help: ## list the targets
@@ -43,13 +43,16 @@ test-full: build ## the test ladder with what is too long for `make test`
 	@$(TOOLS) test-tools --full
 	@$(VENV) -m tests.ladder --full
 
+test-lab: build test-tools ## only the tests that run in the KVM lab, a test host that has a working /dev/kvm
+	@$(VENV) -m tests.ladder lab
+
 soak: build test-tools ## ten minutes of work for all devices, then five hundred containers one after another
 	@$(VENV) -m tests.ladder --soak
 
 bench: build test-tools ## speed and memory, as ratios within one run
 	@$(VENV) -m tests.ladder --bench
 
-fuzz: ## fuzz device cores, saved state and vhost-user (SECONDS=60 for each target; TARGETS="vsock rng")
+fuzz: ## fuzz device cores, saved state, registers and vhost-user (SECONDS=60 for each target; TARGETS="vsock rng")
 	@$(TOOLS) fuzz --seconds=$(SECONDS) $(TARGETS)
 
 coverage: ## print which lines of the native crates are run by their tests (needs rustup's llvm-tools)

@@ -190,6 +190,7 @@ class Container:
             )
             self.sandbox.publish("/tasks/exec-started", started)
         else:
+            self.sandbox.phases.mark("started")
             self.sandbox.publish("/tasks/start", events_pb2.TaskStart(container_id=self.id, pid=process.pid))
         self.sandbox.save()
 
@@ -346,6 +347,8 @@ class Container:
             exit_status=info.status,
         )
         message.exited_at.FromNanoseconds(info.at_ns)
+        if not process.is_exec:
+            self.sandbox.phases.mark("exited")
         self.sandbox.publish("/tasks/exit", message)
         self._end(process, info)
         _log.info("process ended", extra=fields(container=self.id, exec=process.exec_id, status=info.status))

@@ -62,5 +62,10 @@ class Layout:
 
     @property
     def shim_log(self) -> Path:
-        """The shim's and strato-vmm's lines, bounded."""
+        """The shim's own lines, bounded."""
         return self.root / "shim.log"
+
+    @property
+    def vmm_log(self) -> Path:
+        """The lines of strato-vmm and what it runs, bounded."""
+        return self.root / "vmm.log"

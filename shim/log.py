@@ -1,4 +1,4 @@
-"""The shim's log: containerd's `log` fifo and a bounded file, neither of which may ever block.
+"""The shim's log: containerd's `log` fifo and bounded files, none of which may ever block.
 
 Lines look like containerd's own (logrus text format), because containerd copies the fifo to its stderr:
 `time="…" level=info msg="…" key=value`. Set up by server.py, once per daemon.
@@ -15,6 +15,12 @@ from typing import Any
 
 FILE_LIMIT = 1 << 20
 """Bytes of shim.log; at half of it the file moves to shim.log.1, so that two halves are kept."""
+
+VMM = "vmm"
+"""The logger whose lines are strato-vmm's."""
+
+VMM_LEVELS = {"debug": "debug", "info": "info", "warning": "warn", "error": "error"}
+"""What strato-vmm calls the levels (vmm/log.py)."""
 
 _LEVELS = {"WARNING": "warning", "CRITICAL": "fatal"}
 
@@ -95,8 +101,10 @@ def set_up(level: str, fd: int = 2) -> None:
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
-def add_file(path: Path) -> None:
-    """Send every logger to the file *path* as well."""
-    handler = BoundedFileHandler(path)
-    handler.setFormatter(LogrusFormatter())
-    logging.getLogger().addHandler(handler)
+def add_files(shim_log: Path, vmm_log: Path) -> None:
+    """Send strato-vmm's lines to the file *vmm_log* as well, and all others to *shim_log*."""
+    own, vmm = BoundedFileHandler(shim_log), BoundedFileHandler(vmm_log)
+    own.addFilter(lambda record: record.name != VMM)
+    for handler, logger in ((own, None), (vmm, VMM)):
+        handler.setFormatter(LogrusFormatter())
+        logging.getLogger(logger).addHandler(handler)

@@ -15,10 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import config, launch, leftovers, names, state
+from . import config, launch, leftovers, log, names, state
 from .errors import HostError, ShimError
 from .layout import GUEST_CID, GUEST_NETNS, GUEST_ROOTFS, GUEST_VOLUMES, ROOTFS_TAG, VOLUMES_TAG, Layout
-from .log import fields
 from .params import ShimParams
 
 _log = logging.getLogger("shim.prepare")
@@ -36,9 +35,11 @@ class Phases:
         """The latest phase; "nothing" before the first."""
         return next(reversed(self.reached), "nothing")
 
-    def mark(self, name: str) -> None:
-        """Note that *name* is reached now; the first time counts."""
-        self.reached.setdefault(name, round((time.monotonic() - self._began) * 1000, 1))
+    def mark(self, name: str, *, ago_ns: int = 0) -> None:
+        """Note that *name* is reached now, or was some time ago; the first time counts."""
+        reached_ms = (time.monotonic() - self._began) * 1000 - ago_ns / 1e6
+        # The past may be what a guest says, and it may say anything.
+        self.reached.setdefault(name, round(max(0.0, reached_ms), 1))
 
 
 class Preparation:
@@ -258,7 +259,7 @@ class Preparation:
                 log_fd=writing,
                 tap_fds=tuple(tap.fd for tap in self.taps),
                 cgroups=tuple(self.cgroup.directories),
-                log_level="debug" if self.params.debug else self.settings.shim.log_level,
+                log_level=log.VMM_LEVELS["debug" if self.params.debug else self.settings.shim.log_level],
                 jail=tuple(launch_options(document, str(self.layout.jail))) if enabled(document) else (),
             )
             self.vmm_pid = launch.launch_vmm(paths.launcher(), command)
@@ -353,5 +354,5 @@ def _listen(path: Path) -> socket.socket:
     listener.bind(str(path))
     listener.listen(16)
     listener.setblocking(False)
-    _log.debug("listening", extra=fields(path=path))
+    _log.debug("listening", extra=log.fields(path=path))
     return listener

@@ -200,6 +200,8 @@ class Sandbox:
             listener.close()
             self.layout.hello.unlink(missing_ok=True)
             hello = await agent_client.answer_hello(self._hello)
+            self.phases.mark("kernel_began", ago_ns=hello.uptime_ns)
+            self.phases.mark("agent_began", ago_ns=max(0, hello.uptime_ns - hello.agent_start_ns))
             self.phases.mark("hello")
             _log.debug(
                 "guest said hello",

@@ -42,7 +42,7 @@ def main(arguments: params.ShimParams) -> int:
     preparation = Preparation(arguments)
     preparation.begin()
     if preparation.lock_fd >= 0:
-        log.add_file(preparation.layout.shim_log)
+        log.add_files(preparation.layout.shim_log, preparation.layout.vmm_log)
 
     import asyncio
 

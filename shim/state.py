@@ -1,7 +1,7 @@
 """state.json: what the `delete` verb needs when nobody answers any more; and the lock of a state directory.
 
-Written by the daemon on every change, atomically; read by cleanup.py, `strato ps` and the benchmark. Only
-the standard library, and little of it.
+Written by the daemon on every change, atomically; read by leftovers.py, by `strato ps` and its siblings
+(vmm/cli/sandboxes.py) and the benchmark. Only the standard library, and little of it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class StateFile:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / FILE_NAME
-        self.data: dict[str, Any] = {"version": VERSION}
+        self.data: dict[str, Any] = {"version": VERSION, "created_at": time.time()}
 
     def save(self) -> None:
         """Write `data`, whole or not at all. Raises OSError."""

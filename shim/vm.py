@@ -16,7 +16,7 @@ from typing import Any
 from vmm import untrusted
 from vmm.errors import VmmError
 
-from . import launch
+from . import launch, log
 from .errors import SandboxError
 from .layout import Layout
 
@@ -28,8 +28,18 @@ EXIT_REPORT_BYTES = 1 << 20
 
 _LOG_LINE_LIMIT = 8192
 _log = logging.getLogger("shim.vm")
-_vmm_log = logging.getLogger("vmm")
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_vmm_log = logging.getLogger(log.VMM)
+_LEVELS = {theirs: getattr(logging, ours.upper()) for ours, theirs in log.VMM_LEVELS.items()}
+
+
+def forward(line: str) -> None:
+    """Log a line of strato-vmm's with its level; what has none (a traceback) at level info."""
+    word, _, text = line.partition(" ")
+    level = _LEVELS.get(word)
+    if level is None:
+        _vmm_log.info("%s", line)
+    else:
+        _vmm_log.log(level, "%s", text)
 
 
 class VirtualMachine:
@@ -76,15 +86,7 @@ class VirtualMachine:
             lines = (self._log_rest + data).split(b"\n")
             self._log_rest = lines.pop()[-_LOG_LINE_LIMIT:]
             for line in lines:
-                self._forward(line[:_LOG_LINE_LIMIT].decode("utf-8", "replace"))
-
-    def _forward(self, line: str) -> None:
-        word, _, text = line.partition(" ")
-        level = _LEVELS.get(word.lower())
-        if level is None:
-            _vmm_log.info("%s", line)
-        else:
-            _vmm_log.log(level, "%s", text)
+                forward(line[:_LOG_LINE_LIMIT].decode("utf-8", "replace"))
 
     def _close_log(self) -> None:
         if self._log_fd >= 0:

@@ -7,6 +7,9 @@ import pytest
 
 from tests.framework import diagnostics
 from tests.framework.daemons import TestDaemon
+from tests.framework.engine import engine_in_use
+from tests.lab import selection
+from tests.lab.delegation import LabPlugin
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -15,14 +18,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="also run the tests marked full")
     parser.addoption("--every-daemon", action="store_true", help="run all containerd tests on every release")
 
+    parser.addoption("--lab", action="store_true", help="run tests that need a VM in the KVM lab (tests/lab)")
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--lab"):
+        config.pluginmanager.register(LabPlugin(config))
+
+
+@pytest.hookimpl(tryfirst=True)  # before marks are selected by -m
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--full"):
-        return
+    full = config.getoption("--full")
     skip = pytest.mark.skip(reason="marked full; give --full")
     for item in items:
-        if item.get_closest_marker("full"):
+        if not full and item.get_closest_marker("full"):
             item.add_marker(skip)
+        if selection.belongs(item.nodeid, full=full):
+            item.add_marker(pytest.mark.lab)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("engine"):
+        if marker.args[0] != engine_in_use():
+            pytest.skip(f"engine {engine_in_use()}: {marker.kwargs['reason']}")
 
 
 @pytest.fixture(scope="session", autouse=True)

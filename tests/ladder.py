@@ -21,11 +21,12 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Rung:
-    """One marker's tests, the folders they live in, and how long they may take in all."""
+    """One marker's tests, the folders they live in, how long they may take in all, and options of pytest."""
 
     marker: str
     folders: tuple[str, ...]
     deadline_s: float
+    options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,15 @@ class Outcome:
 
 RUNGS = (
     Rung("unit", ("tests/unit",), 300),
-    Rung("style", ("tests/style",), 900),
+    # These two compile what only they need, on a machine that may have other work as well.
+    Rung("style", ("tests/style",), 1800),
     # Some need root, and stand beside the others of their module.
-    Rung("native", ("tests/native", "tests/unit"), 900),
+    Rung("native", ("tests/native", "tests/unit"), 1800),
     Rung("integration", ("tests/integration",), 900),
     Rung("differential", ("tests/differential",), 1500),
     Rung("containerd", ("tests/containerd",), 2400),
+    # Tests of the two rungs before, in a test host that has KVM (tests/lab/selection.py).
+    Rung("lab", ("tests/lab", "tests/integration", "tests/containerd"), 2400, ("--lab",)),
 )
 # Long runs take what they need several times over.
 FULL_FACTOR = 4
@@ -63,7 +67,7 @@ def run_rung(rung: Rung, options: argparse.Namespace) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="strato-ladder-") as directory:
         report = Path(directory) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-m", rung.marker, *rung.folders]
-        command += ["--quiet", f"--junitxml={report}", "--durations=5", "--tb=short"]
+        command += [*rung.options, "--quiet", f"--junitxml={report}", "--durations=5", "--tb=short"]
         command += ["--full"] if options.full else []
         command += ["--exitfirst"] if options.exitfirst else []
         deadline_s = rung.deadline_s * (FULL_FACTOR if options.full else 1)

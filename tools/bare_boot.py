@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rootfs.cpio import character_device, directory, regular, write_cpio
@@ -18,9 +18,10 @@ from rootfs.errors import BootError
 from rootfs.kernel import build as kernel_build
 from vmm import paths
 from vmm.boards.microvm import MicrovmBoard
-from vmm.config import BootConfig, CpuConfig, MemoryConfig, RngConfig, VmConfig
-from vmm.engines import host_clock, qemu_arguments
-from vmm.engines.base import Wiring
+from vmm.config import BootConfig, CpuConfig, EngineName, MemoryConfig, RngConfig, VmConfig
+from vmm.engines import qemu_arguments
+from vmm.engines.qemu_arguments import Wiring
+from vmm.engines.traits import traits
 from vmm.log import Log
 
 from . import layout
@@ -61,8 +62,10 @@ def probe_image(cache: Cache) -> Path:
     return cache.entry("probe-image", inputs, build) / "probe.img"
 
 
-def boot(kernel: Path, image: Path, arguments: Sequence[str] = (), *, cpus: int = 2) -> BareBoot:
-    """Boot once, with further kernel arguments.
+def boot(
+    kernel: Path, image: Path, arguments: Sequence[str] = (), *, cpus: int = 2, kvm: bool = False
+) -> BareBoot:
+    """Boot once, with further kernel arguments; with `kvm` on the host's processor instead of TCG.
 
     Raises BootError when user space is not reached or the boot does not end within a minute.
     """
@@ -74,14 +77,20 @@ def boot(kernel: Path, image: Path, arguments: Sequence[str] = (), *, cpus: int 
         memory=MemoryConfig(size_mib=256),
         rng=RngConfig(enabled=False),  # it would need somebody to serve it
     )
-    clock = host_clock.guest_arguments(host_clock.tsc_khz(Log()))
-    plan = MicrovmBoard().plan(config, clock)
+    machine = traits(EngineName.TCG, config, Log())
+    if kvm:
+        # The guest has kvmclock, and needs to be told nothing of the TSC.
+        machine = replace(machine, kernel_arguments=("reboot=t",))
+    plan = MicrovmBoard().plan(config, machine)
     ours, console = socket.socketpair()
     control, qmp = socket.socketpair()
     with ours, control:
         with console, qmp:
             host = qemu_arguments.QemuHost(program=paths.qemu(), qmp_fd=qmp.fileno())
             command = qemu_arguments.command_line(plan, Wiring(console_fd=console.fileno()), host)
+            if kvm:
+                for option, value in (("-accel", "kvm"), ("-cpu", "host")):
+                    command[command.index(option) + 1] = value
             # QEMU reads these as soon as its monitor is up, so nothing waits for a round trip.
             control.sendall(b'{"execute":"qmp_capabilities"}{"execute":"cont"}')
             begin = time.monotonic()

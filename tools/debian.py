@@ -36,7 +36,9 @@ RUN_PACKAGES = {
 }
 TEST_PACKAGES = {
     "busybox-static": "images of the tests and the demo",
+    "acpica-tools": "compiler that reads the ACPI tables back",
     "iproute2": "network tests",
+    "kmod": "modules of the tests' own kernel",
 }
 
 _T = TypeVar("_T")

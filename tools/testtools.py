@@ -3,6 +3,8 @@
 Each is a cache entry with a `bin` folder, linked as `build/test-tools/<name>-<version>`.
 """
 
+import lzma
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -66,20 +68,9 @@ DEBIAN_TOOLS = (
     DebianTool("runc", "runc", ("usr/sbin/runc",)),
 )
 
-# A kernel that drives virtio over PCI, which the guest kernel of the light board does not: for tests of
-# several queues. It is in the package that this one depends on; the modules are those to be loaded, in order.
-PCI_KERNEL = "linux-image-cloud-amd64"
-PCI_MODULES = (
-    "virtio_ring",
-    "virtio",
-    "virtio_pci_legacy_dev",
-    "virtio_pci_modern_dev",
-    "virtio_pci",
-    "virtio_blk",
-    "failover",
-    "net_failover",
-    "virtio_net",
-)
+# The distribution's kernel with all its modules, for the tests' machines that are more than the light board:
+# several queues over PCI, and the test host of the KVM lab. It is in the package that this one depends on.
+DEBIAN_KERNEL = "linux-image-cloud-amd64"
 
 # Only for `make test-full`: further containerd releases.
 FULL_TOOLS = (
@@ -94,8 +85,8 @@ def ensure(cache: Cache, *, full: bool = False) -> None:
     for tool in (*DEBIAN_TOOLS, *(FULL_TOOLS if full else ())):
         version, entry = debian.retry_with_fresh_lists(partial(_debian_entry, cache, tool))
         entries[f"{tool.name}-{version}"] = entry
-    version, entry = debian.retry_with_fresh_lists(partial(_pci_kernel_entry, cache))
-    entries[f"pci-kernel-{version}"] = entry
+    version, entry = debian.retry_with_fresh_lists(partial(_debian_kernel_entry, cache))
+    entries[f"debian-kernel-{version}"] = entry
     layout.TEST_TOOLS.mkdir(parents=True, exist_ok=True)
     if not full:
         # What test-full linked stays: those versions do no harm here and were expensive.
@@ -163,20 +154,30 @@ def _debian_entry(cache: Cache, tool: DebianTool) -> tuple[str, Path]:
     return upstream_version(found.version), cache.entry(tool.name, inputs, build)
 
 
-def _pci_kernel_entry(cache: Cache) -> tuple[str, Path]:
-    found = debian.candidate(debian.first_dependency(PCI_KERNEL))
+def _debian_kernel_entry(cache: Cache) -> tuple[str, Path]:
+    found = debian.candidate(debian.first_dependency(DEBIAN_KERNEL))
 
     def build(output: Path) -> None:
         package = debian.fetch(found, output)
         unpacked = output / "package"
         debian.unpack(package, unpacked)
         shutil.move(next((unpacked / "boot").glob("vmlinuz-*")), output / "vmlinuz")
-        (output / "modules").mkdir()
-        for module in PCI_MODULES:
-            place = next((unpacked / "lib/modules").rglob(f"{module}.ko"))
-            shutil.move(place, output / "modules" / place.name)
+        (output / "lib").mkdir()
+        shutil.move(unpacked / "lib/modules", output / "lib/modules")
         shutil.rmtree(unpacked)
         package.unlink()
+        _index_modules(output)
 
-    inputs = {"package": found.package, "version": found.version, "modules": "\n".join(PCI_MODULES)}
-    return upstream_version(found.version), cache.entry("pci-kernel", inputs, build)
+    # The form is that of the entry: a change of what `build` makes is a change of it.
+    inputs = {"package": found.package, "version": found.version, "form": "vmlinuz, lib/modules indexed"}
+    return upstream_version(found.version), cache.entry("debian-kernel", inputs, build)
+
+
+def _index_modules(root: Path) -> None:
+    """Do for modules below `root` what the package's script does for those of the machine: depmod."""
+    for module in (root / "lib/modules").rglob("*.ko.xz"):  # Debian 13 compresses them; not all who load can
+        module.with_suffix("").write_bytes(lzma.decompress(module.read_bytes()))
+        module.unlink()
+    release = next((root / "lib/modules").iterdir()).name
+    path = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"  # others than root have no sbin on PATH
+    run(["depmod", "-b", root, release], log=layout.LOGS / "apt.log", env={"PATH": path})

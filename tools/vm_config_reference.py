@@ -1,4 +1,5 @@
-"""Writes docs/vm-config.md from the dataclasses of vmm.config and the strings below their fields.
+"""Writes docs/vm-config.md from the dataclasses of vmm.config and the strings below their fields, and how a
+VM ends from vmm.exit_report.
 
 Run as ``python -m tools.vm_config_reference``; a test compares the committed page with `render`.
 """
@@ -8,9 +9,10 @@ import dataclasses
 import inspect
 from enum import StrEnum
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args
 
-from vmm import config
+from vmm import config, exit_report
 
 PAGE = Path(__file__).parents[1] / "docs" / "vm-config.md"
 
@@ -45,7 +47,7 @@ directory = "/srv/work"
 
 def render() -> str:
     """Return the page."""
-    documented = _field_documents()
+    documented = _documents(config)
     sections = [_INTRODUCTION]
     for prefix, kind in _sections(config.VmConfig, ""):
         title = f"`{prefix}`" if prefix else "Top level"
@@ -59,7 +61,21 @@ def render() -> str:
             text = documented[kind.__name__, item.name]
             rows.append(f"| `{item.name}` | {_type_name(item.type)} | {_default(item)} | {text} |")
         sections.append("\n".join(rows) + "\n")
-    return "".join(sections)
+    return "".join([*sections, _ends()])
+
+
+def _ends() -> str:
+    kinds = _documents(exit_report)
+    lines = [
+        "\n## How a VM ends\n",
+        "`exit.json` in `runtime_dir` says it by `kind`, `message` and `console_tail`.\n",
+        "| kind | exit status | meaning |",
+        "|---|---|---|",
+    ]
+    for kind in exit_report.ExitKind:
+        status = int(exit_report.ExitReport(kind, "").code)
+        lines.append(f"| `{kind}` | {status} | {kinds['ExitKind', kind.name]} |")
+    return "\n".join(lines) + "\n"
 
 
 def _sections(kind: Any, prefix: str) -> list[tuple[str, Any]]:
@@ -77,17 +93,19 @@ def _sections(kind: Any, prefix: str) -> list[tuple[str, Any]]:
     return found
 
 
-def _field_documents() -> dict[tuple[str, str], str]:
+def _documents(module: ModuleType) -> dict[tuple[str, str], str]:
+    """The string below each field or member, by class and name."""
     documents: dict[tuple[str, str], str] = {}
-    for node in ast.parse(inspect.getsource(config)).body:
+    for node in ast.parse(inspect.getsource(module)).body:
         if not isinstance(node, ast.ClassDef):
             continue
         for field, text in zip(node.body, node.body[1:], strict=False):
-            if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
-                continue
-            match text:
-                case ast.Expr(value=ast.Constant(value=str(document))):
-                    documents[node.name, field.target.id] = " ".join(document.split())
+            match field, text:
+                case (
+                    (ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)])),
+                    ast.Expr(value=ast.Constant(value=str(document))),
+                ):
+                    documents[node.name, name] = " ".join(document.split())
     return documents
 
 

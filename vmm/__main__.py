@@ -34,7 +34,8 @@ Run one virtual machine until it ends.
   -h, --help           print this help
 
 Exit status: 0 guest powered off or quit; 1 bug in strato-vmm; 2 wrong command line or configuration;
-3 host error; 4 guest panicked; 5 guest reset itself; 6 ended by a signal. <runtime_dir>/exit.json says more.
+3 host error; 4 guest panicked or met a triple fault; 5 guest reset itself; 6 ended by a signal.
+<runtime_dir>/exit.json says more.
 """
 
 _OPTIONS = {"--config": "config", "--qmp-fd": "qmp_fd", "--qmp-path": "qmp_path", "--log-level": "log_level"}

@@ -23,6 +23,7 @@ MAX_RUNTIME_DIR_BYTES = 80  # sun_path holds 108 bytes; names of our own are app
 MAX_SOCKET_PATH_BYTES = 100
 MIN_GUEST_CID = 3  # 0 to 2 are reserved: vsock(7)
 MAX_LIMIT = 1 << 48
+MAX_SPARE_SLOTS = 31
 MAX_CMDLINE_BYTES = 1500  # x86 COMMAND_LINE_SIZE is 2048; the board and the engine add their own arguments
 
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,31}")
@@ -57,6 +58,15 @@ class ForbiddenCall(StrEnum):
 
     KILL = "kill"
     LOG = "log"
+
+
+class MemoryBackend(StrEnum):
+    """What the guest's RAM is made of."""
+
+    AUTO = "auto"
+    ANONYMOUS = "anonymous"
+    MEMFD = "memfd"
+    FILE = "file"
 
 
 class ShareCache(StrEnum):
@@ -95,6 +105,28 @@ class MemoryConfig:
 
     size_mib: int = 256
     """RAM in MiB, at least 32."""
+    backend: MemoryBackend = MemoryBackend.AUTO
+    """`anonymous`: private memory; `memfd`: memory that other processes can map; `file`: a private mapping of `file`; `auto`: `anonymous` with engine kvm, `memfd` with tcg, which offers nothing else."""  # noqa: E501
+    file: Path | None = None
+    """What the RAM holds at first (backend `file`): at least `size_mib` large, never written."""
+    huge_pages: bool = False
+    """Take the RAM from the host's reserved pages of 2 MiB (engine kvm, not with backend `file`). A balloon gives nothing back then."""  # noqa: E501
+    prealloc: bool = False
+    """Allocate all of the RAM before the guest starts (engine kvm)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitConfig:
+    """A limit of bytes and operations per second; 0 is none."""
+
+    bandwidth: int = 0
+    """Bytes per second, in the long run."""
+    bandwidth_burst: int = 0
+    """Bytes that may go through at once after a pause; 0 means as many as one second gives."""
+    operations: int = 0
+    """Operations (requests of a disk, packets of an interface) per second, in the long run."""
+    operations_burst: int = 0
+    """Operations that may go through at once after a pause; 0 means as many as one second gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,20 +143,8 @@ class DriveConfig:
     """Serial number that the guest sees, at most 20 bytes."""
     cache: DriveCache = DriveCache.WRITEBACK
     """`writeback`: host page cache, flushes honoured; `direct`: O_DIRECT, flushes honoured; `none`: host page cache, flushes ignored (scratch disks only)."""  # noqa: E501
-
-
-@dataclass(frozen=True, kw_only=True)
-class LimitConfig:
-    """A limit of bytes and operations per second; 0 is none."""
-
-    bandwidth: int = 0
-    """Bytes per second, in the long run."""
-    bandwidth_burst: int = 0
-    """Bytes that may go through at once after a pause; 0 means as many as one second gives."""
-    operations: int = 0
-    """Packets per second, in the long run."""
-    operations_burst: int = 0
-    """Packets that may go through at once after a pause; 0 means as many as one second gives."""
+    limit: LimitConfig = field(default_factory=LimitConfig)
+    """Limit of what the guest reads and writes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +192,20 @@ class RngConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BalloonConfig:
+    """The balloon device, by which the guest gives memory back. Engine kvm only: under tcg there is none."""
+
+    enabled: bool = True
+    """Whether the guest has the device."""
+    reporting: bool = True
+    """Let the guest report free pages, which go back to the host by themselves."""
+    deflate_on_oom: bool = True
+    """Let the guest take memory back from the balloon before it kills a process for want of it."""
+    statistics_s: int = 0
+    """Seconds between two statistics of the guest in `x-strato-stats`; 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShareConfig:
     """A folder of the host, shared with the guest by virtio-fs."""
 
@@ -200,15 +234,23 @@ class ConsoleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SerialConfig:
+    """Serial port (ttyS0, output only) to debug a guest that does not reach its console; engine kvm only."""
+
+    log: Path | None = None
+    """File to which the output is appended; null: no port. With a port the kernel is not told to be quiet."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProgramsConfig:
     """Programs that strato-vmm starts; null means found by default."""
 
     qemu: Path | None = None
     """The QEMU system emulator (engine tcg)."""
     virtiofsd: Path | None = None
-    """Serves shares in the place of our own device: the C virtiofsd of QEMU, for comparisons."""
+    """Serves shares in the place of our own device (engine tcg): the C virtiofsd of QEMU, for comparisons."""
     vhost_device_vsock: Path | None = None
-    """Serves vsock in the place of our own device: the crate vhost-device-vsock, for comparisons."""
+    """Serves vsock in the place of our own device (engine tcg): the crate vhost-device-vsock, for comparisons."""  # noqa: E501
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +274,7 @@ class VmConfig:
     board: BoardName = BoardName.MICROVM
     """The machine's shape: `microvm` (virtio-mmio, no PCI, no firmware)."""
     engine: EngineName = EngineName.AUTO
-    """What runs the vCPUs: `tcg` (a QEMU child), `kvm` (not in this release), `auto` (the best that works here)."""  # noqa: E501
+    """What runs the vCPUs: `kvm` (strato-vmm itself), `tcg` (a QEMU child that emulates them), `auto` (`kvm` where it works)."""  # noqa: E501
     runtime_dir: Path
     """Private folder for sockets and exit.json; must exist; path shorter than 80 bytes."""
     boot: BootConfig
@@ -253,6 +295,12 @@ class VmConfig:
     """The guest's console."""
     rng: RngConfig = field(default_factory=RngConfig)
     """The entropy device."""
+    balloon: BalloonConfig = field(default_factory=BalloonConfig)
+    """The balloon device."""
+    serial: SerialConfig = field(default_factory=SerialConfig)
+    """The serial port for debugging."""
+    spare_slots: int = 4
+    """Empty slots for devices that come while the VM runs (`device_add`), as far as the board has them. Engine kvm only."""  # noqa: E501
     programs: ProgramsConfig = field(default_factory=ProgramsConfig)
     """Programs to use instead of those found by default."""
     jail: JailConfig = field(default_factory=JailConfig)
@@ -274,17 +322,21 @@ def check(config: VmConfig) -> None:
     _between("cpu.count", config.cpu.count, 1, MAX_VCPUS)
     if config.cpu.tsc_khz is not None:
         _between("cpu.tsc_khz", config.cpu.tsc_khz, 100_000, 100_000_000)
-    _between("memory.size_mib", config.memory.size_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB)
+    _check_memory(config.memory)
+    _between("balloon.statistics_s", config.balloon.statistics_s, 0, 3600)
+    _between("spare_slots", config.spare_slots, 0, MAX_SPARE_SLOTS)
+    if config.serial.log is not None:
+        _absolute("serial.log", config.serial.log)
     _between("console.limit_kib", config.console.limit_kib, 2, 1 << 20)
     _between("console.ring_kib", config.console.ring_kib, 1, 1 << 10)
     if config.console.log is not None:
         _absolute("console.log", config.console.log)
     ids: set[str] = set()
     for index, drive in enumerate(config.drives):
-        _check_drive(f"drives[{index}]", drive)
+        check_drive(f"drives[{index}]", drive)
         _unique(f"drives[{index}].id", drive.id, ids)
     for index, net in enumerate(config.nets):
-        _check_net(f"nets[{index}]", net)
+        check_net(f"nets[{index}]", net)
         _unique(f"nets[{index}].id", net.id, ids)
     if config.vsock is not None:
         _between("vsock.guest_cid", config.vsock.guest_cid, MIN_GUEST_CID, 0xFFFF_FFFE)
@@ -293,9 +345,7 @@ def check(config: VmConfig) -> None:
     _between("rng.burst_kib", config.rng.burst_kib, 64, 1 << 20)  # no request gets more than 64 KiB
     tags: set[str] = set()
     for index, share in enumerate(config.shares):
-        _text(f"shares[{index}].tag", share.tag, MAX_TAG_BYTES)
-        if share.directory is not None:
-            _absolute(f"shares[{index}].directory", share.directory)
+        check_share(f"shares[{index}]", share)
         _unique(f"shares[{index}].tag", share.tag, tags)
     for index, folder in enumerate(config.jail.folders):
         _absolute(f"jail.folders[{index}]", folder)
@@ -303,27 +353,53 @@ def check(config: VmConfig) -> None:
         _check_jail(config)
 
 
-def _check_drive(path: str, drive: DriveConfig) -> None:
-    _identifier(f"{path}.id", drive.id)
-    _absolute(f"{path}.path", drive.path)
+def _check_memory(memory: MemoryConfig) -> None:
+    _between("memory.size_mib", memory.size_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB)
+    if (memory.file is None) == (memory.backend is MemoryBackend.FILE):
+        raise ConfigError("memory.file", "Must be set with backend file, and with no other")
+    if memory.file is not None:
+        _absolute("memory.file", memory.file)
+    if memory.huge_pages and memory.backend is MemoryBackend.FILE:
+        raise ConfigError("memory.huge_pages", "Backend file maps ordinary pages: remove one of the two")
+    if memory.huge_pages and memory.size_mib % 2:
+        raise ConfigError(
+            "memory.size_mib", f"{memory.size_mib} is not a multiple of 2, the size of a huge page"
+        )
+
+
+def check_drive(path: str, drive: DriveConfig) -> None:
+    """Check the values of a disk; ``path`` is where it stands. Raises ConfigError."""
+    _identifier(_join(path, "id"), drive.id)
+    _absolute(_join(path, "path"), drive.path)
     if drive.serial is not None:
-        _text(f"{path}.serial", drive.serial, MAX_SERIAL_BYTES)
+        _text(_join(path, "serial"), drive.serial, MAX_SERIAL_BYTES)
+    check_limit(_join(path, "limit"), drive.limit)
 
 
-def _check_net(path: str, net: NetConfig) -> None:
-    _identifier(f"{path}.id", net.id)
+def check_net(path: str, net: NetConfig) -> None:
+    """Check the values of an interface; ``path`` is where it stands. Raises ConfigError."""
+    _identifier(_join(path, "id"), net.id)
     if (net.tap_fd is None) == (net.tap_name is None):
         raise ConfigError(path, "Exactly one of tap_fd and tap_name must be set")
     if net.tap_fd is not None:
-        _between(f"{path}.tap_fd", net.tap_fd, 3, 1 << 20)
+        _between(_join(path, "tap_fd"), net.tap_fd, 3, 1 << 20)
     if net.tap_name is not None and not _INTERFACE.fullmatch(net.tap_name):
-        raise ConfigError(f"{path}.tap_name", f"{net.tap_name!r} is not an interface name")
+        raise ConfigError(_join(path, "tap_name"), f"{net.tap_name!r} is not an interface name")
     if not _MAC.fullmatch(net.mac) or int(net.mac[:2], 16) & 1:
-        raise ConfigError(f"{path}.mac", f"{net.mac!r} is not a unicast MAC address like 02:53:54:52:00:00")
+        raise ConfigError(
+            _join(path, "mac"), f"{net.mac!r} is not a unicast MAC address like 02:53:54:52:00:00"
+        )
     if net.mtu is not None:
-        _between(f"{path}.mtu", net.mtu, 68, 65535)
-    check_limit(f"{path}.receive_limit", net.receive_limit)
-    check_limit(f"{path}.transmit_limit", net.transmit_limit)
+        _between(_join(path, "mtu"), net.mtu, 68, 65535)
+    check_limit(_join(path, "receive_limit"), net.receive_limit)
+    check_limit(_join(path, "transmit_limit"), net.transmit_limit)
+
+
+def check_share(path: str, share: ShareConfig) -> None:
+    """Check the values of a share; ``path`` is where it stands. Raises ConfigError."""
+    _text(_join(path, "tag"), share.tag, MAX_TAG_BYTES)
+    if share.directory is not None:
+        _absolute(_join(path, "directory"), share.directory)
 
 
 def _check_jail(config: VmConfig) -> None:
@@ -345,7 +421,11 @@ def _check_jail(config: VmConfig) -> None:
 def check_limit(path: str, limit: LimitConfig) -> None:
     """Check the values of a limit. Raises ConfigError."""
     for name in ("bandwidth", "bandwidth_burst", "operations", "operations_burst"):
-        _between(f"{path}.{name}".lstrip("."), getattr(limit, name), 0, MAX_LIMIT)
+        _between(_join(path, name), getattr(limit, name), 0, MAX_LIMIT)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
 
 
 def _between(path: str, value: int, low: int, high: int) -> None:

@@ -18,6 +18,10 @@ class ExitKind(StrEnum):
     """The guest reset itself; strato-vmm never restarts a VM."""
     GUEST_PANIC = "guest-panic"
     """The guest's kernel panicked."""
+    TRIPLE_FAULT = "triple-fault"
+    """The guest failed even to handle that it failed to handle a fault: its kernel is broken (engine kvm)."""
+    VCPU_FAILED = "vcpu-failed"
+    """KVM could not run a vCPU any further (engine kvm)."""
     QUIT = "quit"
     """A client asked for it (QMP `quit`)."""
     CONFIG_ERROR = "config-error"
@@ -40,7 +44,7 @@ class ExitCode(IntEnum):
     HOST = 3
     """Something on the host is missing or has died."""
     PANIC = 4
-    """The guest's kernel panicked."""
+    """The guest's kernel panicked, or met a triple fault."""
     RESET = 5
     """The guest reset itself."""
     SIGNAL = 6
@@ -52,6 +56,8 @@ _CODES = {
     ExitKind.QUIT: ExitCode.OK,
     ExitKind.GUEST_RESET: ExitCode.RESET,
     ExitKind.GUEST_PANIC: ExitCode.PANIC,
+    ExitKind.TRIPLE_FAULT: ExitCode.PANIC,
+    ExitKind.VCPU_FAILED: ExitCode.HOST,
     ExitKind.CONFIG_ERROR: ExitCode.CONFIG,
     ExitKind.HOST_ERROR: ExitCode.HOST,
     ExitKind.SIGNAL: ExitCode.SIGNAL,

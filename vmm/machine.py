@@ -1,7 +1,7 @@
-"""The running VM: its backends, its engine, its console and its state.
+"""The running VM: its engine, its devices, its console and its state.
 
-One `Machine` per process, made by ``vmm.__main__``, which reads like the boot of a VM: plan, console,
-backends, engine, attach. It ends once, by `finish` or by the engine's end; the first cause wins. After
+One `Machine` per process, made by ``vmm.__main__``, whose `boot` reads like the boot of a VM: engine, plan,
+console, build, start. It ends once, by `finish` or by the engine's end; the first cause wins. After
 that everything that was started is ended, and the event loop is stopped when the last child is reaped.
 """
 
@@ -12,20 +12,22 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from .backends.base import Backend, BackendStarter, PendingBackend
 from .backends.in_process import DeviceServer
-from .boards.base import DeviceKind, DevicePlan, MachinePlan, board
-from .config import EngineName, LimitConfig, NetConfig, VmConfig, check_limit
+from .boards.base import DevicePlan, MachinePlan, board
+from .config import DriveConfig, EngineName, LimitConfig, NetConfig, VmConfig, check_limit
 from .console import Console
-from .engines.base import Done, Engine, EngineEnd, Observer, Wiring
+from .engines.base import Done, Engine, EngineEnd, EngineHost, Observer
 from .engines.probe import resolve
-from .errors import ConfigError, VmmError
+from .engines.traits import traits
+from .errors import ConfigError, HostError, QmpCommandError, VmmError
 from .exit_report import ExitKind, ExitReport
+from .hotplug import Hotplug
 from .log import Log
 from .loop import EventLoop
-from .processes import Process, ProcessTable
+from .processes import ProcessTable
 from .runstate import RunState, Trigger, advance, require_operable
 
 TYPE_CHECKING = False  # importing typing costs 4 ms of strato-vmm's start
@@ -38,8 +40,8 @@ QUIT_GRACE_S = 2.0
 BACKEND_VERDICT_S = 1.0
 """How long after a backend's good end the end of the engine may explain it."""
 
-OWN_KINDS = frozenset({DeviceKind.VSOCK, DeviceKind.RNG, DeviceKind.BLOCK, DeviceKind.FS, DeviceKind.NET})
-"""The devices that our own cores serve."""
+BALLOON_EVENT_S = 1.0
+"""Time between two events about the size of the guest's memory, as in QEMU."""
 
 EventSink: TypeAlias = "Callable[[str, Mapping[str, Any]], None]"
 
@@ -53,6 +55,7 @@ _MESSAGES = {
     ExitKind.GUEST_SHUTDOWN: "Guest powered off",
     ExitKind.GUEST_RESET: "Guest reset itself",
     ExitKind.GUEST_PANIC: "Guest kernel panicked",
+    ExitKind.TRIPLE_FAULT: "Guest met a triple fault",
     ExitKind.QUIT: "Ended by QMP command quit",
 }
 
@@ -71,10 +74,15 @@ class Machine(Observer):
         self._log = log
         self._processes = ProcessTable(loop, log)
         self._console: Console | None = None
+        self._plan: MachinePlan | None = None
         self._engine: Engine | None = None
+        self._hotplug: Hotplug | None = None
+        self._drive_limits: dict[str, LimitConfig] = {}
         self._engine_running = False
-        self._backends: list[Backend] = []
-        self._devices = DeviceServer(log, lost=self._blame, front_end_gone=self._suspect)
+        self._devices = DeviceServer(
+            log, lost=self.lost, front_end_gone=self.suspect, balloon_changed=self._on_balloon
+        )
+        self._balloon_told = False
         self._panic_seen = False
 
     # --- boot -------------------------------------------------------------------------------------
@@ -86,24 +94,17 @@ class Machine(Observer):
         """
         config = self.config
         _check_files(config)
+        _check_memory(config)
         _raise_descriptor_limit()
-        self._engine = engine = self._make_engine()
-        plan = board(config.board).plan(config, engine.kernel_arguments())
+        name = resolve(config.engine, self._log)
+        self._plan = plan = board(config.board).plan(config, traits(name, config, self._log))
         self.phase("planned")
         self._console = console = Console(config.console, loop=self._loop, log=self._log)
-        self._backends = backends = self._start_backends(plan)
-        self.phase("backends_connected")
-        wiring = Wiring(
-            console_fd=console.guest_end.fileno(),
-            backend_fds={backend.device.id: backend.connection.fileno() for backend in backends},
-        )
-        engine.start(plan, wiring)
+        self._engine = engine = self._make_engine(name)
+        engine.build(plan, console.guest_end.fileno())
         self._engine_running = True
-        for backend in backends:
-            backend.connection.close()
-        self.phase("engine_spawned")
-        self._devices.serve()
-        self.phase("devices_served")
+        self.phase("built")
+        engine.start()
         self._log.info("VM started", name=config.name, engine=engine.name, **engine.pids())
 
     def attach(self) -> None:
@@ -117,49 +118,21 @@ class Machine(Observer):
         """Note that a phase of the boot is over, in milliseconds since strato-vmm's own first line."""
         self.phases_ms[name] = round((time.monotonic() - self._started_at) * 1000, 2)
 
-    def _make_engine(self) -> Engine:
-        match resolve(self.config.engine):
-            case EngineName.TCG:
-                from .engines.tcg import TcgEngine
+    def _make_engine(self, name: EngineName) -> Engine:
+        host = EngineHost(
+            loop=self._loop,
+            processes=self._processes,
+            devices=self._devices,
+            observer=self,
+            log=self._log,
+        )
+        if name is EngineName.KVM:
+            from .engines.kvm import KvmEngine
 
-                return TcgEngine(
-                    self.config,
-                    loop=self._loop,
-                    processes=self._processes,
-                    observer=self,
-                    log=self._log,
-                )
-            case other:
-                raise ConfigError("engine", f"{other} is not built in this release")
+            return KvmEngine(host)
+        from .engines.tcg import TcgEngine
 
-    def _start_backends(self, plan: MachinePlan) -> list[Backend]:
-        # Programs are all started before one is waited for: they come up side by side.
-        pending: list[PendingBackend] = []
-        connected: list[Backend] = []
-        for device in plan.devices:
-            starter = self._starter(device)
-            if starter is not None:
-                pending.append(starter.start(device, self.config.runtime_dir, self._processes))
-            elif device.kind is DeviceKind.NET:
-                connected.append(self._devices.listen(device, self.config.runtime_dir))
-            elif device.kind in OWN_KINDS:
-                connected.append(self._devices.connect(device))
-        self.phase("backends_spawned")
-        return connected + [backend.connect(self._processes.reap) for backend in pending]
-
-    def _starter(self, device: DevicePlan) -> BackendStarter | None:
-        programs = self.config.programs
-        match device.kind:
-            case DeviceKind.VSOCK if programs.vhost_device_vsock is not None:
-                from .backends.vhost_device_vsock import VhostDeviceVsockStarter
-
-                return VhostDeviceVsockStarter(programs.vhost_device_vsock, self._on_backend_exit)
-            case DeviceKind.FS if programs.virtiofsd is not None:
-                from .backends.virtiofsd import VirtiofsdStarter
-
-                return VirtiofsdStarter(programs.virtiofsd, self._on_backend_exit)
-            case _:
-                return None
+        return TcgEngine(self.config, host)
 
     # --- operations -------------------------------------------------------------------------------
 
@@ -190,8 +163,6 @@ class Machine(Observer):
 
     def set_link(self, device_id: str, up: bool, done: Done) -> None:
         """Change the carrier of an interface. Raises KeyError for an unknown one, StateError."""
-        if device_id not in {net.id for net in self.config.nets}:
-            raise KeyError(device_id)
         require_operable(self.state, "set_link")
         self._devices.set_link(device_id, up)
         self._running_engine().set_link(device_id, up, done)
@@ -207,6 +178,53 @@ class Machine(Observer):
         require_operable(self.state, "x-strato-set-net-limit")
         self._devices.set_net_limit(device_id, direction, limit)
 
+    def set_drive_limit(self, device_id: str, limit: LimitConfig) -> None:
+        """Replace the limit of a disk. Raises KeyError for an unknown one, ConfigError, StateError."""
+        check_limit("", limit)
+        require_operable(self.state, "x-strato-set-block-limit")
+        self._devices.set_drive_limit(device_id, limit)
+        self._drive_limits[device_id] = limit
+
+    def hotplug(self, operation: str) -> Hotplug:
+        """Return what adds and removes devices. Raises StateError, EngineError where nothing can."""
+        require_operable(self.state, operation)
+        if self._hotplug is None:
+            assert self._plan is not None  # implied by the operable states
+            self._hotplug = Hotplug(self._plan, self._running_engine())
+        return self._hotplug
+
+    def remove_device(self, device_id: str) -> None:
+        """Take an added device away. Raises QmpCommandError, HostError, StateError, EngineError."""
+        self.hotplug("device_del").remove(device_id)
+        self._announce("DEVICE_DELETED", {"device": device_id, "path": f"/machine/peripheral/{device_id}"})
+
+    def drives(self) -> list[tuple[DevicePlan, DriveConfig, int]]:
+        """Return all disks as they are now, with their sizes in bytes as far as these can be known."""
+        if self._plan is None:
+            return []
+        devices = self._plan.devices if self._hotplug is None else self._hotplug.devices
+        return [
+            (device, self._limited(device.source), _size_of(device.source.path))
+            for device in devices
+            if isinstance(device.source, DriveConfig)
+        ]
+
+    def _limited(self, drive: DriveConfig) -> DriveConfig:
+        limit = self._drive_limits.get(drive.id)
+        return drive if limit is None else replace(drive, limit=limit)
+
+    def set_balloon(self, size: int) -> None:
+        """Ask the guest to make do with so many bytes of its memory. Raises QmpCommandError, StateError."""
+        require_operable(self.state, "balloon")
+        ram = self.config.memory.size_mib << 20
+        if not 0 < size <= ram:
+            raise QmpCommandError("GenericError", f"Parameter 'value' expects a size up to {ram} bytes")
+        self._devices.set_balloon(ram - size)
+
+    def balloon_bytes(self) -> int:
+        """Return how many bytes of its memory the guest has. Raises QmpCommandError without a balloon."""
+        return (self.config.memory.size_mib << 20) - self._devices.balloon_bytes()
+
     def cpus(self, done: Done) -> None:
         """Answer with the vCPUs. Raises StateError."""
         require_operable(self.state, "query-cpus-fast")
@@ -218,12 +236,9 @@ class Machine(Observer):
             return "", 0
         return self._console.ring.text(), self._console.ring.dropped
 
-    def backends(self) -> list[dict[str, Any]]:
-        """Describe the backends for `x-strato-info`."""
-        return [
-            {"device": backend.device.id, "program": backend.program, "pid": backend.pid}
-            for backend in self._backends
-        ]
+    def servers(self) -> list[dict[str, Any]]:
+        """Say for `x-strato-info` which program serves each device."""
+        return [] if self._engine is None else self._engine.servers()
 
     def add_share(self, tag: str, name: str, directory: Path, *, readonly: bool) -> None:
         """Show a folder below a share that has no folder of its own. Raises QmpCommandError, HostError."""
@@ -233,9 +248,10 @@ class Machine(Observer):
         """Take such a folder away, so that it can be unmounted. Raises as `add_share`."""
         self._devices.remove_share(tag, name)
 
-    def device_metrics(self) -> list[dict[str, Any]]:
-        """Return the counters of the devices that are served here, for `x-strato-stats`."""
-        return self._devices.metrics()
+    def metrics(self) -> dict[str, Any]:
+        """Return what the machine and the devices that are served here count, for `x-strato-stats`."""
+        machine = {} if self._engine is None else self._engine.metrics()
+        return {"machine": machine, "devices": self._devices.metrics()}
 
     def pids(self) -> dict[str, int]:
         """Return the engine's processes by name, and our own."""
@@ -244,6 +260,10 @@ class Machine(Observer):
     def _running_engine(self) -> Engine:
         assert self._engine is not None  # implied by the operable states
         return self._engine
+
+    def _announce(self, event: str, data: Mapping[str, Any]) -> None:
+        if self.on_event is not None:
+            self.on_event(event, data)
 
     # --- what happens -----------------------------------------------------------------------------
 
@@ -259,8 +279,7 @@ class Machine(Observer):
             self._log.debug("state", old=self.state, new=transition.state)
         self.state = transition.state
         for name in transition.events:
-            if self.on_event is not None:
-                self.on_event(name, data)
+            self._announce(name, data)
 
     def ended(self, end: EngineEnd) -> None:
         """See `Observer`."""
@@ -269,7 +288,9 @@ class Machine(Observer):
             self._console.drain()
         guest = end.reason.startswith("guest-")
         self.observe(Trigger.ENDED, {"guest": guest, "reason": end.reason})
-        kind = ExitKind.GUEST_PANIC if self._panic_seen else _KINDS.get(end.reason, ExitKind.HOST_ERROR)
+        kind = end.kind or _KINDS.get(end.reason, ExitKind.HOST_ERROR)
+        if self._panic_seen:
+            kind = ExitKind.GUEST_PANIC
         self.finish(kind, self._message(kind, end))
         self._end_backends()
         self._stop_if_done()
@@ -296,7 +317,11 @@ class Machine(Observer):
     def close(self) -> ExitReport:
         """Give back files and sockets after the loop has ended; return the report with the console's tail."""
         assert self.report is not None
+        if self._engine is not None:
+            self._engine.close()
         self._devices.close()
+        if self._hotplug is not None:
+            self._hotplug.close()
         tail = ""
         if self._console is not None:
             self._console.drain()
@@ -312,26 +337,31 @@ class Machine(Observer):
                 return f"{_MESSAGES[kind]}: {lines[-1].strip()}"
         return _MESSAGES.get(kind) or f"VM ended with {end.reason}: {end.detail or 'no more is known'}"
 
-    def _on_backend_exit(self, process: Process) -> None:
-        text = f"Backend died: {process.describe_exit()}"
-        if process.status == 0:
-            self._suspect(text)
+    def suspect(self, text: str) -> None:
+        """See `Observer`."""
+        # What ends well when the engine has ended: then the engine is to tell the cause, and its own end is
+        # about to be seen.
+        if self._engine_running:
+            self._loop.call_later(BACKEND_VERDICT_S, lambda: self.lost(text))
         else:
-            self._blame(text)
+            self.lost(text)
+
+    def lost(self, text: str) -> None:
+        """See `Observer`."""
+        if self.report is None:
+            self._log.error("lost", cause=text)
+            self.finish(ExitKind.HOST_ERROR, text)
         self._stop_if_done()
 
-    def _suspect(self, text: str) -> None:
-        # Backends end well when their front end has ended: then the engine is to tell the cause, and
-        # its own end is about to be seen.
-        if self._engine_running:
-            self._loop.call_later(BACKEND_VERDICT_S, lambda: self._blame(text))
-        else:
-            self._blame(text)
+    def _on_balloon(self) -> None:
+        # A guest says so for each of its steps: clients hear once a second at most, and of the last one.
+        if not self._balloon_told:
+            self._balloon_told = True
+            self._loop.call_later(BALLOON_EVENT_S, self._tell_balloon)
 
-    def _blame(self, text: str) -> None:
-        if self.report is None:
-            self._log.error("backend died", cause=text)
-            self.finish(ExitKind.HOST_ERROR, text)
+    def _tell_balloon(self) -> None:
+        self._balloon_told = False
+        self._announce("BALLOON_CHANGE", {"actual": self.balloon_bytes()})
 
     def _end_backends(self) -> None:
         for process in self._processes.living():
@@ -343,7 +373,7 @@ class Machine(Observer):
             process.signal(signal.SIGKILL)
 
     def _stop_if_done(self) -> None:
-        if self.report is not None and not self._processes.living():
+        if self.report is not None and not self._engine_running and not self._processes.living():
             self._loop.stop()
 
 
@@ -366,6 +396,23 @@ def _check_files(config: VmConfig) -> None:
             raise ConfigError(path, f"File {file} cannot be read") from error
     for index, net in enumerate(config.nets):
         _check_tap(index, net)
+
+
+def _check_memory(config: VmConfig) -> None:
+    size_mib = config.memory.size_mib
+    host_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    if size_mib > host_mib:
+        raise HostError(
+            f"Guest memory of {size_mib} MiB is more than the host's {host_mib} MiB: lower memory.size_mib"
+        )
+
+
+def _size_of(path: Path) -> int:
+    try:
+        with path.open("rb") as stream:
+            return stream.seek(0, os.SEEK_END)
+    except OSError:
+        return 0  # removed or out of reach by now; the device goes on with what it has open
 
 
 def _check_tap(index: int, net: NetConfig) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import HostError
-from .log import Log
+from .log import MAX_LINE, Log
 from .loop import EventLoop
 
 STDERR_TAIL_BYTES = 4096
@@ -34,6 +34,8 @@ class Process:
     stderr_fd: int
     status: int | None = None
     stderr_tail: bytearray = field(default_factory=bytearray)
+    stderr_line: bytes = b""
+    """The beginning of a line whose end has not been written yet."""
 
     @property
     def alive(self) -> bool:
@@ -142,13 +144,22 @@ class ProcessTable:
             return
         process.stderr_tail += data
         del process.stderr_tail[:-STDERR_TAIL_BYTES]
-        for line in data.decode(errors="replace").splitlines():
-            if line.strip():
-                # Not more than debug: virtiofsd reports an error at every good end. A death quotes the tail.
-                self._log.debug(line, program=process.name)
+        # QEMU writes its lines piece by piece.
+        *lines, process.stderr_line = (process.stderr_line + data).split(b"\n")
+        if len(process.stderr_line) > MAX_LINE:
+            lines.append(process.stderr_line)
+            process.stderr_line = b""
+        for line in lines:
+            self._log_line(process, line)
+
+    def _log_line(self, process: Process, line: bytes) -> None:
+        if line.strip():
+            # Not more than debug: virtiofsd reports an error at every good end. A death quotes the tail.
+            self._log.debug(line.decode(errors="replace"), program=process.name)
 
     def _close_stderr(self, process: Process) -> None:
         if process.stderr_fd >= 0:
+            self._log_line(process, process.stderr_line)
             self._loop.remove_reader(process.stderr_fd)
             os.close(process.stderr_fd)
             process.stderr_fd = -1

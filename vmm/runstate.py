@@ -33,6 +33,8 @@ class Trigger(Enum):
     RESET = "reset"
     POWERDOWN = "powerdown"
     PANICKED = "panicked"
+    CRASH_LOADED = "crash-loaded"
+    """The guest's kernel panicked and its crash kernel takes over."""
     ENDED = "ended"
 
 
@@ -55,6 +57,7 @@ TABLE: dict[tuple[RunState, Trigger], Transition] = {
     (_R.RUNNING, _T.RESET): Transition(_R.RUNNING, ("RESET",)),
     (_R.RUNNING, _T.POWERDOWN): Transition(_R.RUNNING, ("POWERDOWN",)),
     (_R.RUNNING, _T.PANICKED): Transition(_R.GUEST_PANICKED, ("GUEST_PANICKED",)),
+    (_R.RUNNING, _T.CRASH_LOADED): Transition(_R.RUNNING, ("GUEST_CRASHLOADED",)),
     (_R.RUNNING, _T.ENDED): Transition(_R.SHUTDOWN, ("SHUTDOWN",)),
     (_R.PAUSED, _T.RESUMED): Transition(_R.RUNNING, ("RESUME",)),
     (_R.PAUSED, _T.RESET): Transition(_R.PAUSED, ("RESET",)),

@@ -136,10 +136,12 @@ class TestConfiguration:
         result = ctr.run("true", options=("--runtime-config-path", str(options)), timeout_s=BOUND_S)
         refused(result, "/kernel/of/options")
 
+    @pytest.mark.engine("tcg", reason="only this engine has QEMU for a child")
     def test_missing_emulator_is_named(self, daemon: TestDaemon) -> None:
         daemon.write_config(programs={"qemu": "/no/such/qemu"})
         refused(daemon.ctr.run("true", timeout_s=BOUND_S), "/no/such/qemu")
 
+    @pytest.mark.engine("tcg", reason="only this engine has QEMU for a child")
     def test_emulator_that_fails_at_once_is_reported_with_its_words(
         self, daemon: TestDaemon, tmp_path: Path
     ) -> None:

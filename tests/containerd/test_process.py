@@ -1,10 +1,12 @@
 """What config.json says about the process and its surroundings holds inside the container."""
 
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.framework.ctr import Ctr
+from tests.framework.guest_programs import compile_static
 from tests.framework.specs import Change, Spec, SpecFactory
 
 pytestmark = pytest.mark.containerd
@@ -117,6 +119,33 @@ def test_devices_of_every_container_are_there_and_work(ctr: Ctr) -> None:
     assert lines == ["4", "8", "/proc/self/fd", "/proc/self/fd/0", "tmpfs"]
 
 
+def test_mounts_of_every_container_are_there_with_their_types(ctr: Ctr) -> None:
+    text = ctr.run("awk", "{print $2, $3}", "/proc/mounts").check().text
+    wanted = {
+        "/proc": "proc",
+        "/dev": "tmpfs",
+        "/dev/pts": "devpts",
+        "/dev/shm": "tmpfs",
+        "/dev/mqueue": "mqueue",
+        "/sys": "sysfs",
+        "/run": "tmpfs",
+    }
+    found = dict(line.split() for line in text.splitlines())
+    assert {point: found.get(point) for point in wanted} == wanted
+
+
+@pytest.mark.usefixtures("strato_only")
+def test_mount_of_the_cgroup_shows_the_containers_own(ctr: Ctr, specs: SpecFactory) -> None:
+    def change(spec: Spec) -> None:
+        options = ["nosuid", "noexec", "nodev", "relatime", "ro"]
+        entry = {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": options}
+        spec["mounts"].append(entry)
+        spec["linux"]["resources"]["memory"] = {"limit": 123 << 20}
+
+    script = "grep ' /sys/fs/cgroup ' /proc/mounts | cut -d' ' -f3; cat /sys/fs/cgroup/memory.max"
+    assert run_spec(ctr, specs, script, change).split() == ["cgroup2", str(123 << 20)]
+
+
 def test_devices_that_no_rule_allows_cannot_be_opened(ctr: Ctr) -> None:
     # 10:200 is /dev/net/tun, which anybody may open; 1:3 is /dev/null, which every container has.
     script = (
@@ -166,6 +195,14 @@ def test_init_is_pid_one_and_sees_only_the_container(ctr: Ctr) -> None:
     lines = ctr.run("sh", "-c", "echo $$; ls /proc | grep -c '^[0-9]'").check().text.splitlines()
     assert lines[0] == "1"
     assert int(lines[1]) <= 4
+
+
+def test_init_that_dies_of_a_fault_ends_with_128_plus_its_signal(ctr: Ctr, tmp_path: Path) -> None:
+    program = compile_static("fault", tmp_path)
+    options = ("--mount", f"type=bind,src={program},dst=/fault,options=bind:ro")
+    wanted = {"memory": signal.SIGSEGV, "instruction": signal.SIGILL, "arithmetic": signal.SIGFPE}
+    found = {fault: ctr.run("/fault", fault, options=options).status for fault in wanted}
+    assert found == {fault: 128 + number for fault, number in wanted.items()}
 
 
 def test_orphans_of_a_container_are_adopted_by_its_init(ctr: Ctr) -> None:

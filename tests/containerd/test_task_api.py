@@ -14,7 +14,7 @@ from shim.protos.generated import bootstrap_pb2, events_pb2, task_pb2, task_type
 from tests.framework import host
 from tests.framework.daemons import DIRECT_NAMESPACE, TestDaemon
 from tests.framework.shim_process import ShimProcess
-from tests.framework.specs import SpecFactory
+from tests.framework.specs import Spec, SpecFactory
 from tests.framework.ttrpc import RpcError
 
 pytestmark = pytest.mark.containerd
@@ -237,6 +237,26 @@ def test_exit_of_init_is_the_last_exit(sleeper: ShimProcess) -> None:
     ]
     assert exits[-1].id == sleeper.container_id
     assert {event.exit_status for event in exits} == {137}
+
+
+@pytest.mark.usefixtures("strato_only")
+def test_lack_of_memory_is_told_before_the_exit(daemon: TestDaemon, tmp_path: Path) -> None:
+    def limited(spec: Spec) -> None:
+        spec["linux"]["resources"]["memory"] = {"limit": 64 << 20}
+
+    name = daemon.ctr.new_id("direct")
+    process = ["dd", "if=/dev/zero", "of=/dev/null", "bs=120M", "count=1"]
+    spec = SpecFactory(daemon.ctr, tmp_path).spec(name, process, limited)
+    with ShimProcess(daemon, name, spec, tmp_path) as shim:
+        shim.start()
+        shim.create()
+        shim.start_task()
+        assert shim.wait().exit_status == 137
+        shim.events.wait_for(lambda events: any(topic == "/tasks/exit" for topic, _ in events))
+        assert shim.events.topics == ["/tasks/create", "/tasks/start", "/tasks/oom", "/tasks/exit"]
+        (event,) = shim.events.of_topic("/tasks/oom")
+        assert isinstance(event, events_pb2.TaskOOM)
+        assert event.container_id == name
 
 
 def test_missing_program_fails_create_or_start_without_an_exit_event(

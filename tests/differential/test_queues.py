@@ -14,10 +14,9 @@ import pytest
 
 from tests.framework import guest_image, guest_programs
 from tests.framework.command import Background
+from tests.framework.debian_kernel import DebianKernel
 from tests.framework.device_vm import DeviceVm, DeviceVmSettings
-from tests.framework.runtime import TEST_TOOLS
 from tests.framework.vhost_devices import Device, Disk, Net
-from tools.testtools import PCI_MODULES
 
 pytestmark = pytest.mark.differential
 
@@ -36,21 +35,21 @@ def directory() -> Iterator[Path]:
 
 def boot(directory: Path, devices: list[Device]) -> DeviceVm:
     """A q35 VM with one vCPU for each queue and its drivers loaded; the caller closes it."""
-    kernels = sorted(TEST_TOOLS.glob("pci-kernel-*"))
-    assert kernels, f"No kernel with virtio-pci in {TEST_TOOLS}; run `make test-tools`"
-    files = {f"{name}.ko": kernels[-1] / "modules" / f"{name}.ko" for name in PCI_MODULES}
+    kernel = DebianKernel.installed()
+    drivers = kernel.load_order("virtio_pci", "virtio_blk", "virtio_net")
+    files = {path.name: path for path in drivers}
     for program in ("io_bench", "stream_bench"):
         files[program] = guest_programs.compile_static(program, directory)
     settings = DeviceVmSettings(
         image=guest_image.build(directory, files),
         devices=devices,
         cpus=QUEUES,
-        kernel=kernels[-1] / "vmlinuz",
+        kernel=kernel.vmlinuz,
         pci=True,
     )
     vm = DeviceVm(directory, settings).__enter__()
-    for name in PCI_MODULES:
-        assert vm.ask(f"load /{name}.ko") == "ok", name
+    for path in drivers:
+        assert vm.ask(f"load /{path.name}") == "ok", path.name
     return vm
 
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from .patience import deadline_after, patient
+
 DEFAULT_TIMEOUT_S = 40.0
 
 
@@ -75,7 +77,7 @@ def run(
         env=dict(env) if env is not None else None,
     ) as process:
         try:
-            stdout, stderr = process.communicate(stdin, timeout=timeout_s)
+            stdout, stderr = process.communicate(stdin, timeout=patient(timeout_s))
         except subprocess.TimeoutExpired as error:
             process.kill()
             stdout, stderr = process.communicate()
@@ -149,7 +151,7 @@ class Background:
 
     def wait(self, *, timeout_s: float = DEFAULT_TIMEOUT_S) -> Result:
         """Reads to the end of output and waits for the end. Raises CommandError when the time is up."""
-        deadline = time.monotonic() + timeout_s
+        deadline = deadline_after(timeout_s)
         self._pump(lambda: not self._selector.get_map(), timeout_s, "kept its output open")
         try:
             self._process.wait(max(0.1, deadline - time.monotonic()))
@@ -158,7 +160,7 @@ class Background:
         return self._result()
 
     def _pump(self, done: Callable[[], bool], timeout_s: float, failure: str) -> None:
-        deadline = time.monotonic() + timeout_s
+        deadline = deadline_after(timeout_s)
         while not done():
             if not self._selector.get_map() or time.monotonic() > deadline:
                 raise CommandError(self._result(), failure)
@@ -182,10 +184,10 @@ class Background:
 
 def eventually(condition: Callable[[], bool], what: str, *, timeout_s: float = 20.0) -> None:
     """Waits for a condition of the host that has no event to wait on. Raises AssertionError naming `what`."""
-    deadline = time.monotonic() + timeout_s
+    deadline = deadline_after(timeout_s)
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {timeout_s} s")
+            raise AssertionError(f"{what}: not within {patient(timeout_s):g} s")
         time.sleep(0.02)  # /proc and daemon answers have no descriptor to poll
 
 

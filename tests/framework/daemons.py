@@ -13,12 +13,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from shim.config import ShimSettings
 from tools import image
 from tools.containerd import Containerd, ContainerdSettings, scratch_directory
+from vmm.config import EngineName
 
 from .ctr import IMAGE, Ctr
+from .engine import wanted_engine
 from .host import cgroup_roots
 from .leaks import Scope
+from .patience import patient
 from .runtime import Runtime, tool_directory, write_config
 
 ALL_DAEMONS = ("1.6", "2.3", "2.3-grpc")
@@ -88,11 +92,18 @@ class TestDaemon:
         """Writes the runtime's configuration: the daemon's own settings with those of `sections`
         over them.
         """
-        own: dict[str, object] = {"state_root": self.state_root, "log_level": "debug"}
+        own: dict[str, object] = {
+            "state_root": self.state_root,
+            "log_level": "debug",
+            "create_timeout_s": patient(ShimSettings.create_timeout_s),
+        }
         if self.options.kind.endswith("-grpc"):
             # Only then: a configuration that speaks of the transport makes `start` read it.
             own["transport"] = "grpc"
-        write_config(self.config_path, {**sections, "shim": {**own, **sections.get("shim", {})}})
+        sections = {**sections, "shim": {**own, **sections.get("shim", {})}}
+        if wanted_engine() is not EngineName.AUTO:
+            sections["vm"] = {"engine": str(wanted_engine()), **sections.get("vm", {})}
+        write_config(self.config_path, sections)
 
     def _containerd_settings(self) -> ContainerdSettings:
         release = self.options.kind.partition("-")[0]
@@ -106,6 +117,7 @@ class TestDaemon:
             bin_dir=tool_directory(f"containerd-{release}"),
             directory=self.directory / "d",
             state_dir=self._state_dir(),
+            start_timeout_s=patient(ContainerdSettings.start_timeout_s),
             path=(*self.options.runtime.programs, tool_directory("runc-")),
             env=env,
         )

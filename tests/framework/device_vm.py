@@ -17,9 +17,10 @@ from typing import Any, Self
 
 from vmm import paths
 from vmm.boards.microvm import MicrovmBoard
-from vmm.config import BootConfig, CpuConfig, MemoryConfig, RngConfig, VmConfig
-from vmm.engines import host_clock, qemu_arguments
-from vmm.engines.base import Wiring
+from vmm.config import BootConfig, CpuConfig, EngineName, MemoryConfig, RngConfig, VmConfig
+from vmm.engines import qemu_arguments
+from vmm.engines.qemu_arguments import Wiring
+from vmm.engines.traits import traits
 from vmm.log import Log
 
 from .vhost_devices import Device, Server, process_cpu_ns, thread_cpu_ns
@@ -242,7 +243,7 @@ def _light_machine(settings: DeviceVmSettings, control_fd: int, console_fd: int)
         memory=MemoryConfig(size_mib=settings.memory_mib),
         rng=RngConfig(enabled=False),
     )
-    plan = MicrovmBoard().plan(config, host_clock.guest_arguments(host_clock.tsc_khz(Log())))
+    plan = MicrovmBoard().plan(config, traits(EngineName.TCG, config, Log()))
     host = qemu_arguments.QemuHost(program=paths.qemu(), qmp_fd=control_fd)
     return qemu_arguments.command_line(plan, Wiring(console_fd=console_fd), host)
 

@@ -205,6 +205,7 @@ static void obey(char *line) {
   else if (!strcmp(verb, "run")) run(first, rest);
   else if (!strcmp(verb, "load")) load(first);
   else if (!strcmp(verb, "mount")) outcome((mkdir(rest, 0755), mount(first, rest, "virtiofs", 0, NULL)));
+  else if (!strcmp(verb, "unmount")) outcome(umount(first));
   else if (!strcmp(verb, "flood")) { for (int i = atoi(first); i > 0; i--) printf("flood %d\n", i); answer("ok"); }
   else if (!strcmp(verb, "vsock-echo")) vsock_echo(atoi(first));
   else if (!strcmp(verb, "vsock-say")) vsock_say(atoi(first), rest);

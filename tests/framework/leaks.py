@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from . import host
+from .patience import deadline_after
 
 SETTLE_S = 15.0
 
@@ -82,7 +83,7 @@ class LeakChecker:
 
         `ignored` are pids that may be new, such as a daemon that a test has started again.
         """
-        deadline = time.monotonic() + settle_s
+        deadline = deadline_after(settle_s)
         while True:
             reap_orphans()
             added = HostState.capture(self._scope, ignored).added_since(self._before)

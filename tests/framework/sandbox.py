@@ -3,14 +3,16 @@
 import json
 from dataclasses import dataclass
 
+from vmm.config import EngineName
+
 from . import host
 from .command import eventually
 from .daemons import TestDaemon
+from .engine import engine_in_use
 
-# Kind of process and a word of its command line, for those that strato-vmm starts. Devices that our own cores
-# serve have no process: they are threads of strato-vmm.
-BACKENDS = {"qemu": "qemu-system"}
-KINDS = ("qemu", "vmm", "holder", "shim")
+# Kind of process and a word of its command line, for those that strato-vmm starts with each engine. Devices
+# that our own cores serve have no process: they are threads of strato-vmm.
+BACKENDS = {EngineName.TCG: {"qemu": "qemu-system"}, EngineName.KVM: {}}
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def processes_of(daemon: TestDaemon, container_id: str) -> SandboxProcesses:
                 "holder": state["containers"][container_id]["holder"]["pid"],
             }
             below = host.descendants(pids["vmm"])
-            for kind, word in BACKENDS.items():
+            for kind, word in BACKENDS[engine_in_use()].items():
                 pids[kind] = min(pid for pid, entry in below.items() if word in entry.command)
             every = [entry for pid in pids.values() if (entry := host.process(pid)) is not None]
             return SandboxProcesses(pids, (*every, *below.values()))

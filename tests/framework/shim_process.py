@@ -89,7 +89,7 @@ class ShimProcess:
             self.verb("delete")
         finally:
             self.events.__exit__(None, None, None)
-            os.close(self._log)
+            self.close_log()
             shutil.rmtree(self.bundle)
 
     def verb(self, name: str, *, stdin: bytes = b"", flags: Sequence[str] = ()) -> Verb:
@@ -114,9 +114,9 @@ class ShimProcess:
         )
         return Verb(done.returncode, done.stdout, done.stderr)
 
-    def start(self, *, stdin: bytes = b"") -> TtrpcClient:
+    def start(self, *, stdin: bytes = b"", flags: Sequence[str] = ()) -> TtrpcClient:
         """Runs `start` and connects. Raises AssertionError with the shim's words when it fails."""
-        answer = self.verb("start", stdin=stdin)
+        answer = self.verb("start", stdin=stdin, flags=flags)
         assert answer.status == 0, (answer.stdout + answer.stderr).decode(errors="replace")
         self._client = self.connect(answer.stdout)
         return self._client
@@ -203,6 +203,12 @@ class ShimProcess:
             return os.read(self._log, 1 << 20).decode(errors="replace")
         except BlockingIOError:
             return ""
+
+    def close_log(self) -> None:
+        """Lets go of the bundle's log fifo, so that nobody reads it any more."""
+        if self._log >= 0:
+            os.close(self._log)
+            self._log = -1
 
     @property
     def is_strato(self) -> bool:

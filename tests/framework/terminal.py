@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from .patience import deadline_after
+
 
 class TerminalError(AssertionError):
     """The program on the terminal did not do what the test waits for; the text holds the screen so far."""
@@ -78,7 +80,7 @@ class Terminal:
 
         `ctr` looks at the size once before it listens for the signal, so one that comes in between is lost.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline = deadline_after(timeout_s)
         while True:
             self.set_size(rows, columns)
             try:
@@ -95,7 +97,7 @@ class Terminal:
 
     def expect(self, text: bytes, *, timeout_s: float = 60.0) -> bytes:
         """Waits for `text` after what was seen before; returns and forgets the screen up to its end."""
-        deadline = time.monotonic() + timeout_s
+        deadline = deadline_after(timeout_s)
         while text not in self.screen:
             if not self._read(deadline):
                 raise TerminalError(f"The terminal did not show {text!r}: {self.screen!r}")
@@ -105,7 +107,7 @@ class Terminal:
 
     def wait(self, *, timeout_s: float = 60.0) -> int:
         """Reads to the end and returns the program's exit status."""
-        deadline = time.monotonic() + timeout_s
+        deadline = deadline_after(timeout_s)
         while self._read(deadline):
             pass
         try:

@@ -19,6 +19,8 @@ from google.protobuf.message import Message
 
 from shim.protos.generated import events_pb2, events_service_pb2, ttrpc_pb2
 
+from .patience import deadline_after, patient
+
 # ttrpc PROTOCOL.md: length, stream id, type, flags; big endian.
 HEADER = struct.Struct(">IIBB")
 REQUEST, RESPONSE = 1, 2
@@ -45,7 +47,7 @@ class Call:
 
     def result(self, into: type[ResponseT], *, timeout_s: float = 40.0) -> ResponseT:
         """The answer. Raises RpcError for an error, TimeoutError when none came."""
-        response = self._client.receive(self._stream, time.monotonic() + timeout_s)
+        response = self._client.receive(self._stream, deadline_after(timeout_s))
         if response.HasField("status") and response.status.code:
             raise RpcError(self._method, response.status.code, response.status.message)
         answer = into()
@@ -149,7 +151,7 @@ class EventSink:
     def wait_for(self, done: Callable[[list[tuple[str, Message]]], bool], *, timeout_s: float = 30.0) -> None:
         """Waits until a condition on the events holds. Raises TimeoutError with the topics."""
         with self._arrived:
-            if not self._arrived.wait_for(lambda: done(self._events), timeout_s):
+            if not self._arrived.wait_for(lambda: done(self._events), patient(timeout_s)):
                 raise TimeoutError(f"Events so far: {[topic for topic, _ in self._events]}")
 
     def of_topic(self, topic: str) -> list[Message]:

@@ -18,6 +18,7 @@ from vmm.backends import virtiofsd
 from vmm.config import ShareCache, ShareConfig
 
 from . import host
+from .patience import deadline_after
 
 CONNECT_TIMEOUT_S = 10.0
 STRATO, REFERENCE, QEMU = "strato", "reference", "qemu"
@@ -35,7 +36,7 @@ class Server:
         self.log = log
         self.path = path
         self.connection = socket.socket(socket.AF_UNIX)
-        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        deadline = deadline_after(CONNECT_TIMEOUT_S)
         while True:
             try:
                 self.connection.connect(str(path))

@@ -28,9 +28,11 @@ from vmm.exit_report import ExitReport, read
 from vmm.log import Log
 from vmm.qmp.client import QmpClient
 
+from .engine import wanted_engine
 from .launched import LaunchedVmm
+from .patience import patient
 
-DEADLINE_S = 60.0
+DEADLINE_S = patient(60.0)
 DIRECT = [sys.executable, "-m", "vmm"]
 """Runs strato-vmm without namespaces and root of its own: to see its own words about what is missing."""
 ANSWER = "=> "
@@ -69,10 +71,10 @@ class Vm:
                 cwd=Path(__file__).parents[2],
             )
 
-    def wait_for(self, text: str) -> None:
+    def wait_for(self, text: str, *, timeout_s: float = DEADLINE_S) -> None:
         """Wait until the console has printed that text after what has been waited for before."""
         assert self.process.stdout is not None
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + timeout_s
         while (found := self.output.find(text, self._seen)) < 0:
             ready, _, _ = select.select([self.process.stdout], [], [], max(0, deadline - time.monotonic()))
             data = os.read(self.process.stdout.fileno(), 65536) if ready else b""
@@ -95,9 +97,9 @@ class Vm:
         self.wait_for("\n")
         return self.output[start : self._seen].strip()
 
-    def wait_ready(self) -> Self:
+    def wait_ready(self, *, timeout_s: float = DEADLINE_S) -> Self:
         """Wait until the guest's user space answers."""
-        self.wait_for(f"{ANSWER}ready")
+        self.wait_for(f"{ANSWER}ready", timeout_s=timeout_s)
         self.wait_for("\n")
         return self
 
@@ -195,6 +197,7 @@ class VmFactory:
             name="test",
             engine=EngineName.TCG,
             runtime_dir=directory or self.directory(),
+            engine=wanted_engine(),
             cpu=CpuConfig(tsc_khz=host_clock.tsc_khz(Log())),
             boot=BootConfig(kernel=paths.kernel().resolve(), initrd=self._image),
             console=ConsoleConfig(stdio=True),

@@ -28,6 +28,9 @@ pytestmark = pytest.mark.integration
 
 ETH_P_ALL = 3  # linux/if_ether.h
 
+# A mark for what is served by a program instead of a device core of ours.
+reference_program = pytest.mark.engine("tcg", reason="only this engine serves devices by programs")
+
 SLAVE_NAMESPACE = ["unshare", "--mount", "--propagation", "slave", *DIRECT]
 
 
@@ -68,7 +71,7 @@ def share(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--recursive", directory], check=True)
 
 
-@pytest.fixture(params=["strato", "vhost-device-vsock"])
+@pytest.fixture(params=["strato", pytest.param("vhost-device-vsock", marks=reference_program)])
 def vsock_programs(request: pytest.FixtureRequest) -> ProgramsConfig:
     """What can serve vsock: our own device core, and the reference program."""
     if request.param == "strato":
@@ -76,7 +79,7 @@ def vsock_programs(request: pytest.FixtureRequest) -> ProgramsConfig:
     return ProgramsConfig(vhost_device_vsock=paths.vhost_device_vsock())
 
 
-@pytest.fixture(params=["strato", "virtiofsd"])
+@pytest.fixture(params=["strato", pytest.param("virtiofsd", marks=reference_program)])
 def share_programs(request: pytest.FixtureRequest) -> ProgramsConfig:
     """What can serve shares: our own device core, and the reference program."""
     if request.param == "strato":
@@ -215,6 +218,7 @@ def test_read_only_share_refuses_writes(
     assert vm.ask("store /mnt/file lost") == "Read-only file system"
 
 
+@reference_program
 def test_read_only_share_by_virtiofsd_without_a_mount_namespace_is_refused(
     vms: VmFactory, tmp_path: Path
 ) -> None:

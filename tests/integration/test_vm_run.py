@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.framework.engine import wanted_engine
 from tests.framework.vm import DEADLINE_S, VmFailureError, processes_naming
 from vmm import paths
 from vmm.exit_report import ExitCode
@@ -23,7 +24,9 @@ COMMAND = [sys.executable, "-c", "import sys; from vmm.cli import main; sys.exit
 def vm_file(tmp_path: Path, guest: Path) -> Path:
     """A configuration file for the smallest VM."""
     file = tmp_path / "plain.toml"
-    file.write_text(f'[boot]\nkernel = "{paths.kernel().resolve()}"\ninitrd = "{guest}"\n')
+    file.write_text(
+        f'engine = "{wanted_engine()}"\n[boot]\nkernel = "{paths.kernel().resolve()}"\ninitrd = "{guest}"\n'
+    )
     return file
 
 

@@ -48,7 +48,8 @@ def containers(rounds: int) -> list[str]:
     try:
         with TestDaemon(DaemonOptions(kind="2.3", runtime=runtime)) as daemon:
             over = bench.run_against_bare_boot(daemon, rounds)
-            over += bench.memory_and_phases(daemon)
+            over += bench.phases(daemon, rounds)
+            over += bench.idle_memory(daemon)
             over += bench.exec_beside_runc(daemon, rounds)
             over += bench.files(daemon, max(3, rounds // 3), directory / "files")
             over += bench.start_verb(daemon, 2 * rounds, directory / "start")

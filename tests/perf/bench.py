@@ -2,13 +2,16 @@
 its budget.
 """
 
-import json
+import ast
 import os
+import re
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from tests.framework.command import eventually
 from tests.framework.ctr import Ctr
 from tests.framework.daemons import TestDaemon
 from tests.framework.runtime import RUNC
@@ -115,8 +118,8 @@ def files(daemon: TestDaemon, rounds: int, directory: Path) -> list[str]:
     return over
 
 
-def memory_and_phases(daemon: TestDaemon) -> list[str]:
-    """Host memory of every process of an idle sandbox, the guest's own use, and the phases of its start."""
+def idle_memory(daemon: TestDaemon) -> list[str]:
+    """Host memory of every process of an idle sandbox, and the guest's own use."""
     name = daemon.ctr.run_detached("sleep", "10000")
     # What the boot has given back lies in the processor's own lists at first, where no figure finds it.
     time.sleep(IDLE_S)
@@ -134,11 +137,38 @@ def memory_and_phases(daemon: TestDaemon) -> list[str]:
         f"guest memory: {used} KiB used of {values['MemTotal:']} KiB "
         f"(MemTotal less MemAvailable, idle for {IDLE_S} s)"
     )
-    for path in daemon.state_root.glob("*/state.json"):
-        phases = json.loads(path.read_text()).get("phases_ms", {})
-        say("phases in ms since start: " + ", ".join(f"{key} {value:.0f}" for key, value in phases.items()))
     daemon.ctr.remove_all()
     return []
+
+
+def phases(daemon: TestDaemon, rounds: int) -> list[str]:
+    """What `ctr run --rm … true` spends its time on, from the shim's last line about each sandbox."""
+    seen: list[dict[str, float]] = []
+    for _ in range(rounds):
+        name = daemon.ctr.new_id("phases")
+        daemon.ctr.run("true", container_id=name).check()
+        seen.append(_phases_of(daemon, name))
+    say("phases of a container's life in ms since the shim began, median (and since the phase before):")
+    before = 0.0
+    for phase in sorted(seen[-1], key=seen[-1].__getitem__):
+        reached = statistics.median(each[phase] for each in seen)
+        say(f"  {phase:18} {reached:8.1f}  +{reached - before:7.1f}")
+        before = reached
+    return []
+
+
+def _phases_of(daemon: TestDaemon, name: str) -> dict[str, float]:
+    """Of the line "sandbox ended" in containerd's log, which the daemon copies when it gets to it."""
+    line = re.compile(rf'msg="sandbox ended" id={name} phases="(\{{[^"}}]*\}})"')
+    found: list[str] = []
+
+    def told() -> bool:
+        found[:] = line.findall(daemon.containerd.log_path.read_text(errors="replace"))
+        return bool(found)
+
+    eventually(told, f"the shim of {name} tells its phases")
+    told_phases: dict[str, float] = ast.literal_eval(found[-1])
+    return told_phases
 
 
 def _compared(title: str, values: dict[str, list[float]], budget: float | None) -> list[str]:

@@ -142,6 +142,33 @@ def test_links_lead_to_files() -> None:
     assert missing == []
 
 
+def messages() -> Iterator[tuple[Path, str]]:
+    """The messages that tables of documents explain: inline code at the beginning of a row."""
+    for path in documents():
+        _, heading, rest = path.read_text(encoding="utf-8").partition("| message |")
+        if heading:
+            table = rest.partition("\n\n")[0]
+            yield from ((path, message) for message in re.findall(r"^\| `([^`]+)`", table, re.MULTILINE))
+
+
+def test_messages_that_documents_explain_are_said() -> None:
+    sources = "".join(
+        path.read_text(encoding="utf-8")
+        for package in ("shim", "vmm")
+        for path in sorted((CHECKOUT / package).rglob("*.py"))
+    )
+    # One text again of those that are written in pieces, and one mark for whatever is filled in.
+    said = re.sub(r"\{[^{}\"]*\}", "…", re.sub(r"\"\s*\n\s*f?\"", "", sources))
+    found = list(messages())
+    missing = [
+        f"{path.name}: {message}"
+        for path, message in found
+        if any(part not in said for part in map(str.strip, message.split("…")))
+    ]
+    assert found
+    assert missing == []
+
+
 def test_tests_that_keep_regressions_away_exist() -> None:
     text = (CHECKOUT / "docs/regressions.md").read_text(encoding="utf-8")
     # Names of tests have at least two underscores; names of files have a dot or a slash.

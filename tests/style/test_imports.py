@@ -38,7 +38,10 @@ PURE = (
     "shim/oci/resources.py",
     "shim/oci/transform.py",
     "vmm/boards/base.py",
+    "vmm/boards/layout.py",
     "vmm/boards/microvm.py",
+    "vmm/metrics.py",
+    "vmm/qmp/block.py",
     "vmm/qmp/protocol.py",
     "vmm/runstate.py",
 )

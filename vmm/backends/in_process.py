@@ -1,32 +1,32 @@
 """Devices served by our own cores, on threads of this process (libstrato_vmm.so).
 
-A `DeviceServer` belongs to one machine. `connect` gives the engine its end of a socketpair at once; `serve`
-loads the library and makes the devices. It is called when the engine has been started: its own start takes
-longer, and what it asks meanwhile waits in the sockets.
+A `DeviceServer` belongs to one machine and owns all of its devices. The engine chooses how they meet the
+guest: `make` gives one to be plugged into a machine of this process. Towards QEMU, `connect` and `listen`
+give the end of a socket at once, and `serve` makes those devices. It is called when QEMU has been started:
+its own start takes longer, and what it asks meanwhile waits in the sockets.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 
 from ..boards.base import DeviceKind, DevicePlan
-from ..config import DriveConfig, LimitConfig, NetConfig, RngConfig, ShareConfig, VsockConfig
-from ..errors import ConfigError, HostError, QmpCommandError
+from ..config import LimitConfig, ShareConfig
+from ..errors import HostError, QmpCommandError
 from ..log import Log
 from ..loop import EventLoop
 from .base import Backend
+from .making import limits, make
 
 TYPE_CHECKING = False  # importing typing costs 4 ms of strato-vmm's start
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
     from typing import Any
 
-    from ..devices import Device, DeviceEvent, EventRing, Limits, NetDevice, SharesDevice
+    from ..devices import BalloonDevice, Device, DeviceEvent, EventRing, SharesDevice
 
 PROGRAM = "libstrato_vmm.so"
 """What serves these devices, in `x-strato-info` and messages."""
@@ -42,23 +42,74 @@ REMOVAL_TIMEOUT_MS = 2000
 class DeviceServer:
     """The devices of one machine that are served here.
 
-    ``lost`` is told why a device cannot go on, ``front_end_gone`` that the engine has let go of one.
+    ``lost`` is told why a device cannot go on, ``front_end_gone`` that QEMU has let go of one,
+    ``balloon_changed`` that the guest has given up another amount of memory.
     """
 
     def __init__(
-        self, log: Log, *, lost: Callable[[str], None], front_end_gone: Callable[[str], None]
+        self,
+        log: Log,
+        *,
+        lost: Callable[[str], None],
+        front_end_gone: Callable[[str], None],
+        balloon_changed: Callable[[], None],
     ) -> None:
         self._log = log
         self._lost = lost
         self._front_end_gone = front_end_gone
+        self._balloon_changed = balloon_changed
         self._waiting: list[tuple[DevicePlan, socket.socket]] = []
-        self._plans: list[DevicePlan] = []
-        self._devices: list[Device] = []
-        self._nets: dict[str, NetDevice] = {}
+        self._devices: dict[int, tuple[DevicePlan, Device]] = {}
         self._shares = 0
-        self._broken = False
         self._ring: EventRing | None = None
+        self._listeners: dict[int, Callable[[DeviceEvent], None]] = {}
+        self._next_tag = 0
         self._said: dict[tuple[int, int], int] = {}
+        self.broken = False
+        """Whether a thread of the library is no more, so that nothing here may be waited for any longer."""
+
+    # --- devices for a machine of this process ----------------------------------------------------
+
+    def ring(self) -> EventRing:
+        """Return the ring of all events, made at the first call. Raises HostError."""
+        if self._ring is None:
+            try:
+                from .. import devices
+            except ImportError as error:
+                raise HostError("Devices cannot be served") from error
+            self._ring = devices.EventRing()
+        return self._ring
+
+    def listen_to_tag(self, listener: Callable[[DeviceEvent], None]) -> int:
+        """Return a tag of the ring whose events are the listener's."""
+        tag = self._tag()
+        self._listeners[tag] = listener
+        return tag
+
+    def expect_shares(self, count: int) -> None:
+        """Say how many share devices will divide the process's descriptors."""
+        self._shares = count
+
+    def make(self, plan: DevicePlan, *, fd: int | None = None) -> Device:
+        """Make a device; ``fd`` as in `making.make`. It stays ours. Raises ConfigError, HostError."""
+        ring = self.ring()
+        tag = self._tag()
+        device = make(plan, ring, tag, shares=max(1, self._shares), fd=fd)
+        self._devices[tag] = (plan, device)
+        return device
+
+    def close_device(self, device_id: str) -> None:
+        """End a device that has been unplugged; nothing happens when there is none of that name."""
+        for tag, (plan, device) in list(self._devices.items()):
+            if plan.id == device_id:
+                del self._devices[tag]
+                device.close()
+
+    def _tag(self) -> int:
+        self._next_tag += 1
+        return self._next_tag - 1
+
+    # --- devices for QEMU -------------------------------------------------------------------------
 
     def connect(self, device: DevicePlan) -> Backend:
         """Return the engine's end of a connection on which the device will be served."""
@@ -88,34 +139,44 @@ class DeviceServer:
             raise HostError(f"Socket {path} of device {device.id} cannot be made") from error
         return Backend(device=device, connection=address, program=PROGRAM, pid=os.getpid())
 
-    def set_link(self, device_id: str, up: bool) -> None:
-        """Change the carrier of an interface that is served here."""
-        if device_id in self._nets:
-            self._nets[device_id].set_link(up)
-
-    def set_net_limit(self, device_id: str, direction: str, limit: LimitConfig) -> None:
-        """Replace a limit of an interface. Raises KeyError for one that is not served here."""
-        self._nets[device_id].set_limits(**{direction: _limits(limit)})
-
     def serve(self) -> None:
-        """Make the devices and begin to serve them. Raises HostError."""
-        if not self._waiting:
-            return
-        try:
-            from .. import devices
-        except ImportError as error:
-            raise HostError("Devices cannot be served") from error
-        self._ring = devices.EventRing()
+        """Make the devices and begin to serve them. Raises ConfigError, HostError."""
         while self._waiting:
             plan, connection = self._waiting.pop(0)
             with connection:
+                device = self.make(plan)
                 try:
-                    device = self._make(plan, self._ring, len(self._devices))
-                    self._devices.append(device)
-                    self._plans.append(plan)
                     device.serve(connection.fileno())
                 except OSError as error:
                     raise HostError(f"Device {plan.id} cannot be served") from error
+
+    # --- changes ----------------------------------------------------------------------------------
+
+    def set_link(self, device_id: str, up: bool) -> None:
+        """Change the carrier of an interface. Raises KeyError for one that is not served here."""
+        from ..devices import NetDevice
+
+        self._find(NetDevice, device_id).set_link(up)
+
+    def set_net_limit(self, device_id: str, direction: str, limit: LimitConfig) -> None:
+        """Replace a limit of an interface. Raises KeyError for one that is not served here."""
+        from ..devices import NetDevice
+
+        self._find(NetDevice, device_id).set_limits(**{direction: limits(limit)})
+
+    def set_drive_limit(self, device_id: str, limit: LimitConfig) -> None:
+        """Replace the limit of a disk. Raises KeyError for one that is not served here."""
+        from ..devices import BlockDevice
+
+        self._find(BlockDevice, device_id).set_limits(limits(limit))
+
+    def set_balloon(self, size: int) -> None:
+        """Ask the guest for so many bytes of its memory. Raises QmpCommandError without a balloon."""
+        self._balloon().set_target(size)
+
+    def balloon_bytes(self) -> int:
+        """Return how many bytes the guest has given away. Raises QmpCommandError without a balloon."""
+        return self._balloon().info().actual_bytes
 
     def add_share(self, tag: str, name: str, directory: Path, *, readonly: bool) -> None:
         """Show a folder below the root of the share ``tag``. Raises QmpCommandError, HostError."""
@@ -138,10 +199,24 @@ class DeviceServer:
         except (OSError, ValueError) as error:
             raise HostError(f"Share {name!r} of {tag!r} cannot be removed") from error
 
+    def _balloon(self) -> BalloonDevice:
+        from ..devices import BalloonDevice
+
+        for _, device in self._devices.values():
+            if isinstance(device, BalloonDevice):
+                return device
+        raise QmpCommandError("DeviceNotActive", "No balloon device has been activated")
+
+    def _find(self, kind: Any, device_id: str) -> Any:
+        for plan, device in self._devices.values():
+            if plan.id == device_id and isinstance(device, kind):
+                return device
+        raise KeyError(device_id)
+
     def _root_of_shares(self, tag: str) -> SharesDevice:
         from ..devices import SharesDevice
 
-        for plan, device in zip(self._plans, self._devices, strict=True):
+        for plan, device in self._devices.values():
             share = plan.source
             if isinstance(device, SharesDevice) and isinstance(share, ShareConfig) and share.tag == tag:
                 if share.directory is not None:
@@ -151,81 +226,39 @@ class DeviceServer:
                 return device
         raise QmpCommandError("DeviceNotFound", f"Share {tag!r} not found among those that are served here")
 
+    # --- what they say ----------------------------------------------------------------------------
+
     def attach(self, loop: EventLoop) -> None:
         """Begin to take note of what the devices say."""
         if self._ring is not None:
-            loop.add_reader(self._ring.fileno(), self._on_events)
+            loop.add_reader(self._ring.fileno(), self.take_events)
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the counters of all devices."""
         return [
             {"device": plan.id, "kind": str(plan.kind), "counters": device.metrics()}
-            for plan, device in zip(self._plans, self._devices, strict=True)
+            for plan, device in self._devices.values()
+        ]
+
+    def servers(self) -> list[dict[str, Any]]:
+        """Say of each device which program serves it."""
+        return [
+            {"device": plan.id, "program": PROGRAM, "pid": os.getpid()} for plan, _ in self._devices.values()
         ]
 
     def close(self) -> None:
         """End all devices: what is in flight comes to rest first."""
         for _, connection in self._waiting:
             connection.close()
-        for device in self._devices:
-            if self._broken:
+        for _, device in self._devices.values():
+            if self.broken:
                 device.abandon()
             device.close()
         if self._ring is not None:
             self._ring.close()
 
-    def _make(self, plan: DevicePlan, ring: EventRing, tag: int) -> Device:
-        from .. import devices
-
-        match plan.source:
-            case VsockConfig(guest_cid=cid, socket=path):
-                return devices.vsock(ring, tag, plan.id, guest_cid=cid, path=path)
-            case RngConfig(rate_kib=rate, burst_kib=burst):
-                return devices.rng(ring, tag, plan.id, rate=rate << 10, burst=burst << 10)
-            case DriveConfig() as drive:
-                with _opened(drive.path, os.O_RDONLY if drive.readonly else os.O_RDWR, plan) as fd:
-                    return devices.block(
-                        *(ring, tag, plan.id),
-                        fd=fd,
-                        cache=str(drive.cache),
-                        readonly=drive.readonly,
-                        serial=drive.serial,
-                    )
-            case ShareConfig() as share:
-                with _folder(share.directory, plan) as fd:
-                    return devices.fs(
-                        *(ring, tag, plan.id),
-                        directory_fd=fd,
-                        fs_tag=share.tag,
-                        cache=str(share.cache),
-                        readonly=share.readonly,
-                        shares=self._shares,
-                    )
-            case NetConfig() as net:
-                return self._make_net(net, ring, tag)
-            case _:
-                raise HostError(f"Device {plan.id} of kind {plan.kind} has no core")
-
-    def _make_net(self, net: NetConfig, ring: EventRing, tag: int) -> Device:
-        from .. import devices
-
-        device = devices.net(
-            *(ring, tag, net.id),
-            taps=net.tap_name or [-1 if net.tap_fd is None else net.tap_fd],
-            mac=bytes.fromhex(net.mac.replace(":", "")),
-            mtu=net.mtu,
-            link_up=net.link_up,
-            receive_limits=_limits(net.receive_limit),
-            transmit_limits=_limits(net.transmit_limit),
-        )
-        self._nets[net.id] = device
-        if net.tap_fd is not None:
-            # The device has its own now; the tap is to live exactly as long as that.
-            with suppress(OSError):
-                os.close(net.tap_fd)
-        return device
-
-    def _on_events(self) -> None:
+    def take_events(self) -> None:
+        """Take note of the events that wait."""
         assert self._ring is not None
         for event in self._ring.events():
             self._on_event(event)
@@ -235,16 +268,23 @@ class DeviceServer:
         from ..devices import DeviceEventKind as Kind
 
         if event.tag == LIBRARY_TAG:
-            # A thread may be waited for that is no more: nothing here may be waited for any longer.
-            self._broken = True
+            # A thread may be waited for that is no more.
+            self.broken = True
             self._lost(f"Bug in {PROGRAM}: {event.text}")
             return
-        name = self._plans[event.tag].id
+        if event.tag in self._listeners:
+            self._listeners[event.tag](event)
+            return
+        if event.tag not in self._devices:
+            return  # last words of one that has been removed
+        name = self._devices[event.tag][0].id
         match event.kind:
             case Kind.LOST | Kind.PANICKED:
                 self._lost(f"Device {name} is lost: {event.text}")
             case Kind.FRONT_END_GONE:
                 self._front_end_gone(f"Front end of device {name} has gone")
+            case Kind.BALLOON_CHANGED:
+                self._balloon_changed()
             case Kind.CONFIG_CHANGED:
                 self._log.debug(event.text, device=name, count=event.count)
             case _:
@@ -252,33 +292,3 @@ class DeviceServer:
                 self._said[event.tag, event.kind] = said + 1
                 if said < MAX_WORDS:
                     self._log.warn(event.text, device=name, count=event.count)
-
-
-def _limits(limit: LimitConfig) -> Limits:
-    from .. import devices
-
-    return devices.Limits(limit.bandwidth, limit.bandwidth_burst, limit.operations, limit.operations_burst)
-
-
-@contextmanager
-def _opened(path: Path, flags: int, plan: DevicePlan) -> Iterator[int]:
-    try:
-        fd = os.open(path, flags | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise ConfigError(_section(plan), f"{path} of device {plan.id} does not exist") from error
-    except OSError as error:
-        raise HostError(f"{path} of device {plan.id} cannot be opened") from error
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _folder(path: Path | None, plan: DevicePlan) -> AbstractContextManager[int | None]:
-    if path is None:
-        return nullcontext()
-    return _opened(path, os.O_PATH | os.O_DIRECTORY, plan)
-
-
-def _section(plan: DevicePlan) -> str:
-    return "shares" if plan.kind is DeviceKind.FS else "drives"

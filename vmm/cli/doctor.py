@@ -12,11 +12,13 @@ from enum import StrEnum
 from pathlib import Path
 
 from .. import paths
+from ..config import EngineName
 from ..engines import probe
 from ..errors import ProgramNotFoundError
+from ..log import Level, Log
 
 MIN_MEMORY_MIB = 1024
-"""MiB of available memory below which a sandbox (256 MiB guest, QEMU, shim) and its host get into trouble."""
+"""MiB of available memory below which a sandbox (256 MiB guest, VMM, shim) and its host get into trouble."""
 
 BUILT_PARTS = (
     "vmlinux",
@@ -49,7 +51,7 @@ class Finding:
 
 def run() -> int:
     """Print all findings; return 1 if sandboxes cannot run."""
-    verdict = probe.verdict()
+    verdict = probe.verdict(Log(Level.ERROR), anew=True)
     lines = [f"engine   {verdict.engine}: {verdict.reason}"]
     findings = [finding for check in CHECKS for finding in check()]
     for finding in findings:
@@ -72,13 +74,13 @@ def check_root() -> Iterator[Finding]:
 
 def check_programs() -> Iterator[Finding]:
     """The programs that strato-vmm starts."""
-    for find in (paths.qemu,):
-        try:
-            program = find()
-        except ProgramNotFoundError as error:
-            text, _, mend = str(error).partition(": ")
-            yield Finding(Grade.MISSING, text, mend)
-            continue
+    try:
+        program = paths.qemu()
+    except ProgramNotFoundError as error:
+        text, _, mend = str(error).partition(": ")
+        usable = probe.verdict(Log(Level.ERROR)).engine is EngineName.KVM
+        yield Finding(Grade.NOTE if usable else Grade.MISSING, f"{text} (engine tcg)", mend)
+    else:
         yield Finding(Grade.OK, f"{program} ({_version_of(program)})")
 
 
@@ -95,8 +97,16 @@ def check_built_parts() -> Iterator[Finding]:
 
 def check_devices() -> Iterator[Finding]:
     """Device nodes of the host's kernel."""
-    state = probe.kvm_state()
-    yield Finding(Grade.NOTE, f"{state}; engine kvm comes with a later release, tcg emulates the CPU")
+    verdict = probe.verdict(Log(Level.ERROR))
+    if verdict.engine is EngineName.KVM:
+        yield Finding(Grade.OK, f"{probe.KVM_DEVICE} runs guests: {verdict.reason}")
+    else:
+        yield Finding(
+            Grade.NOTE,
+            f"no usable KVM, tcg emulates the CPU: {verdict.reason}",
+            "on hardware: enable virtualisation in the firmware, modprobe kvm_intel or kvm_amd; in a VM: "
+            "let its host offer nested virtualisation",
+        )
     tun = Path("/dev/net/tun")
     try:
         os.close(os.open(tun, os.O_RDWR | os.O_CLOEXEC))

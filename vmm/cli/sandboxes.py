@@ -1,8 +1,9 @@
 """`strato ps`, `strato logs`, `strato console`: the running sandboxes, from what the shim leaves on disk.
 
-Relied upon: ``<state_root>/<key>/state.json`` with schema 1 and the fields sandbox_id, namespace, created_at,
-shim_pid, vmm_pid, containers{id: {status}}; beside it shim.log, and vmm/console.log, which strato-vmm writes
-and which is therefore not to be trusted.
+Relied upon: ``<state_root>/<key>/state.json`` of version 1 with the fields id, namespace, created_at,
+shim{pid}, vmm{pid, start_time} (null when it has ended), containers{id: {status}}; beside it vmm.log, shim.log,
+and vmm/console.log, which strato-vmm writes and which is therefore not to be trusted. The state root is
+``[shim] state_root`` of the configuration, as the shim reads it.
 """
 
 import json
@@ -19,8 +20,9 @@ from .. import untrusted
 from ..errors import HostError
 from ..paths import DEFAULT_STATE_ROOT
 
-SCHEMA = 1
+VERSION = 1
 CONFIG_FILE = Path("/etc/strato/config.toml")
+CONFIG_VARIABLE = "STRATO_CONFIG"
 _LOGS = {"shim": "shim.log", "vmm": "vmm.log", "console": "vmm/console.log"}
 _MAX_LOG_BYTES = 64 << 20
 _POLL_MS = 200  # regular files cannot be polled; this is how often the console's file is looked at
@@ -38,18 +40,15 @@ class Sandbox:
     containers: dict[str, str]
     """Status by container id."""
     directory: str
-
-    @property
-    def alive(self) -> bool:
-        """Whether its VM process exists."""
-        return Path(f"/proc/{self.vmm_pid}").exists()
+    alive: bool
+    """Whether its VM process exists."""
 
 
 def ps(state_root: Path | None, *, as_json: bool) -> int:
     """List the sandboxes."""
     sandboxes, problems = scan(_root(state_root))
     if as_json:
-        lines = [json.dumps({**asdict(sandbox), "alive": sandbox.alive}) for sandbox in sandboxes]
+        lines = [json.dumps(asdict(sandbox)) for sandbox in sandboxes]
     else:
         rows = [("SANDBOX", "NAMESPACE", "CREATED", "SHIM", "VMM", "CONTAINERS")]
         rows += [_row(sandbox) for sandbox in sandboxes]
@@ -169,23 +168,29 @@ def find(root: Path, name: str) -> Sandbox:
 
 
 def _parse(document: dict[str, Any], directory: Path) -> Sandbox:
-    if document["schema"] != SCHEMA:
-        raise ValueError(f"schema {document['schema']} is not {SCHEMA}")
+    if document["version"] != VERSION:
+        raise ValueError(f"version {document['version']} is not {VERSION}")
+    vmm = document["vmm"] or {"pid": 0, "start_time": 0}
     return Sandbox(
-        sandbox_id=str(document["sandbox_id"]),
+        sandbox_id=str(document["id"]),
         namespace=str(document["namespace"]),
-        created_at=_time(document["created_at"]),
-        shim_pid=int(document["shim_pid"] or 0),
-        vmm_pid=int(document["vmm_pid"] or 0),
+        created_at=datetime.fromtimestamp(document["created_at"], UTC).isoformat(timespec="seconds"),
+        shim_pid=int(document["shim"]["pid"]),
+        vmm_pid=int(vmm["pid"]),
         containers={key: str(value["status"]) for key, value in document["containers"].items()},
         directory=str(directory),
+        alive=_start_time(int(vmm["pid"])) == int(vmm["start_time"]) != 0,
     )
 
 
-def _time(value: object) -> str:
-    if isinstance(value, int | float):
-        return datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds")
-    return str(value)
+def _start_time(pid: int) -> int:
+    """Field ``starttime`` of /proc/PID/stat, which makes a pid a process's own (proc(5)); 0 without one."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return 0
+    # The name in parentheses may hold anything, so count from its end; starttime is the 22nd field.
+    return int(stat.rpartition(b")")[2].split()[19])
 
 
 def _row(sandbox: Sandbox) -> tuple[str, str, str, str, str, str]:
@@ -195,7 +200,7 @@ def _row(sandbox: Sandbox) -> tuple[str, str, str, str, str, str]:
         sandbox.namespace,
         sandbox.created_at,
         str(sandbox.shim_pid),
-        str(sandbox.vmm_pid) if sandbox.alive else f"{sandbox.vmm_pid} (dead)",
+        str(sandbox.vmm_pid) if sandbox.alive else f"{sandbox.vmm_pid or '-'} (dead)",
         containers or "-",
     )
 
@@ -212,9 +217,19 @@ def _read_log(path: Path) -> bytes:
 def _root(state_root: Path | None) -> Path:
     if state_root is not None:
         return state_root
-    try:
-        with CONFIG_FILE.open("rb") as stream:
-            configured = tomllib.load(stream).get("state_root")
-    except (OSError, ValueError):
-        configured = None  # no configuration, or one that the shim will complain about
-    return Path(configured) if isinstance(configured, str) else DEFAULT_STATE_ROOT
+    found = DEFAULT_STATE_ROOT
+    for path in config_files():
+        try:
+            with path.open("rb") as stream:
+                configured = tomllib.load(stream)["shim"]["state_root"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # says nothing of it, or something that the shim will complain about
+        found = Path(configured) if isinstance(configured, str) else found
+    return found
+
+
+def config_files() -> list[Path]:
+    """The shim's configuration files that exist, later ones override earlier ones (shim/config_files.py)."""
+    main = Path(os.environ.get(CONFIG_VARIABLE) or CONFIG_FILE)
+    drop_ins = sorted((main.parent / "config.d").glob("*.toml"))
+    return [path for path in (main, *drop_ins) if path.exists()]

@@ -26,15 +26,15 @@ _READ_BYTES = 4096
 
 def plan(file: Path) -> int:
     """Print the machine plan of a configuration file. Raises VmmError."""
-    from ..engines.host_clock import guest_arguments, tsc_khz
     from ..engines.probe import resolve
+    from ..engines.traits import traits
     from ..log import Level, Log
 
     config = _load(file, Path("/run"))
-    engine = resolve(config.engine)
-    # What TcgEngine.kernel_arguments gives; an engine object needs a running event loop.
-    arguments = guest_arguments(tsc_khz(Log(Level.ERROR)))
-    sys.stdout.write(f"engine {engine}\n{board(config.board).plan(config, arguments).render()}\n")
+    log = Log(Level.ERROR)
+    engine = resolve(config.engine, log)
+    machine = board(config.board).plan(config, traits(engine, config, log))
+    sys.stdout.write(f"engine {engine}\n{machine.render()}\n")
     return 0
 
 

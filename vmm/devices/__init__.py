@@ -1,4 +1,4 @@
-"""The objects of libstrato_vmm.so: virtio devices of our own, served to an engine over vhost-user.
+"""The objects of libstrato_vmm.so: virtio devices of our own, and the machine on KVM.
 
 Three layers, as in ``vmm.sys``: the C header (``vmm/native/abi/include/strato_vmm.h``), `vmm.devices.calls`
 (one to one, checked), and the objects here. Importing loads the library, compares versions and struct sizes
@@ -8,36 +8,51 @@ Three layers, as in ``vmm.sys``: the C header (``vmm/native/abi/include/strato_v
 from ..libraries import LibraryMismatchError, NativeBugError
 from .calls import LIBRARY_TAG
 from .device import (
+    BalloonDevice,
+    BalloonInfo,
     BlockDevice,
+    ConsoleDevice,
+    ConsolePort,
     Device,
     Limits,
     NetDevice,
     SharesDevice,
+    balloon,
     block,
     confine_threads,
+    console,
     fs,
     net,
     rng,
     vsock,
 )
 from .events import DeviceEvent, DeviceEventKind, EventRing
+from .machine import Machine, probe
 
 __all__ = [
     "LIBRARY_TAG",
+    "BalloonDevice",
+    "BalloonInfo",
     "BlockDevice",
+    "ConsoleDevice",
+    "ConsolePort",
     "Device",
     "DeviceEvent",
     "DeviceEventKind",
     "EventRing",
     "LibraryMismatchError",
     "Limits",
+    "Machine",
     "NativeBugError",
     "NetDevice",
     "SharesDevice",
+    "balloon",
     "block",
     "confine_threads",
+    "console",
     "fs",
     "net",
+    "probe",
     "rng",
     "vsock",
 ]

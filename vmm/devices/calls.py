@@ -37,10 +37,23 @@ _STRUCTS = (
     "fs_config",
     "fs_share",
     "net_config",
+    "console_port",
+    "console_config",
+    "balloon_config",
+    "balloon_info",
+    "machine_config",
+    "memory_region",
+    "memory_config",
+    "platform_config",
+    "slot_config",
+    "boot_config",
 )
 _EVENT_BATCH = 16
 _METRICS = 64
 """More counters than any device has; a longer list is asked for again."""
+_TEXT_BYTES = 512
+_CPUS = 64
+"""More vCPUs than most machines have; a longer list is asked for again."""
 
 _lib = load(ffi, "strato_vmm", ABI_VERSION, _STRUCTS)
 
@@ -224,17 +237,67 @@ def net_set_taps(device: Any, taps: Sequence[int]) -> None:
     _check(_lib.strato_vmm_net_set_taps(device, ffi.new("int32_t[]", list(taps)), len(taps)))
 
 
+def console_create(
+    events: Any,
+    tag: int,
+    name: str,
+    ports: Sequence[tuple[str | None, int, int, int]],
+    terminal: tuple[int, int],
+) -> Any:
+    """``ports``: name, input, output (-1: none), console; ``terminal``: columns, rows."""
+    config = _sized("strato_vmm_console_config")
+    array = ffi.new("strato_vmm_console_port[]", len(ports))
+    names = [ffi.NULL if port[0] is None else _text(port[0]) for port in ports]
+    for place, text, port in zip(array, names, ports, strict=True):
+        place.name = text
+        place.input_fd, place.output_fd, place.console = port[1:]
+    config.num_ports, config.ports = len(ports), array
+    config.columns, config.rows = terminal
+    ret = ffi.new("strato_vmm_device **")
+    _check(_lib.strato_vmm_console_create(events, tag, _bytes(name), config, ret))
+    return ret[0]
+
+
+def console_resize(device: Any, columns: int, rows: int) -> None:
+    _check(_lib.strato_vmm_console_resize(device, columns, rows))
+
+
+def balloon_create(events: Any, tag: int, name: str, modes: tuple[int, int, int]) -> Any:
+    """``modes``: deflate on OOM, reporting, seconds between statistics."""
+    config = _sized("strato_vmm_balloon_config")
+    config.deflate_on_oom, config.reporting, config.stats_interval_s = modes
+    ret = ffi.new("strato_vmm_device **")
+    _check(_lib.strato_vmm_balloon_create(events, tag, _bytes(name), config, ret))
+    return ret[0]
+
+
+def balloon_set_target(device: Any, size: int) -> None:
+    _check(_lib.strato_vmm_balloon_set_target(device, size))
+
+
+def balloon_info(device: Any) -> tuple[tuple[int, int, int, int], int, list[int]]:
+    """Return sizes (target, actual, reported, discarded), time of the last statistics, and these by tag."""
+    ret = ffi.new("strato_vmm_balloon_info *")
+    _check(_lib.strato_vmm_balloon_get_info(device, ret))
+    sizes = (ret.target_bytes, ret.actual_bytes, ret.reported_bytes, ret.discarded_bytes)
+    return (sizes, int(ret.updated_s), list(ret.stats))
+
+
 def device_serve(device: Any, socket_fd: int) -> None:
     _check(_lib.strato_vmm_device_serve(device, socket_fd))
 
 
 def device_metrics(device: Any) -> dict[str, int]:
     """Return the counters by name."""
+    return _metrics(_lib.strato_vmm_device_metrics, device)
+
+
+def _metrics(function: Any, handle: Any) -> dict[str, int]:
     capacity = _METRICS
     ret = ffi.new("size_t *")
     while True:
         buffer = ffi.new("strato_vmm_metric[]", capacity)
-        _check(_lib.strato_vmm_device_metrics(device, buffer, capacity, ret))
+        _check(function(handle, buffer, capacity, ret))
         if ret[0] <= capacity:
             return {ffi.string(m.name).decode(): int(m.value) for m in buffer[0 : ret[0]]}
         capacity = ret[0]
@@ -242,3 +305,114 @@ def device_metrics(device: Any) -> dict[str, int]:
 
 def device_destroy(device: Any) -> None:
     _lib.strato_vmm_device_destroy(device)
+
+
+def probe(kvm_fd: int) -> tuple[bool, str]:
+    """Return whether this host's KVM is usable, and why or why not."""
+    text = ffi.new("char[]", _TEXT_BYTES)
+    ret = ffi.new("uint32_t *")
+    _check(_lib.strato_vmm_probe(kvm_fd, text, _TEXT_BYTES, ret))
+    return ret[0] == 1, ffi.string(text).decode(errors="replace")
+
+
+def machine_create(
+    events: Any, tag: int, name: str, kvm_fd: int, num_cpus: int, threads_per_core: int
+) -> Any:
+    config = _sized("strato_vmm_machine_config")
+    config.kvm_fd, config.num_cpus, config.threads_per_core = kvm_fd, num_cpus, threads_per_core
+    ret = ffi.new("strato_vmm_machine **")
+    _check(_lib.strato_vmm_machine_create(events, tag, _bytes(name), config, ret))
+    return ret[0]
+
+
+def machine_add_memory(
+    machine: Any, regions: Sequence[tuple[int, int]], fd: int, modes: tuple[int, int, int]
+) -> None:
+    """``regions``: guest address and bytes; ``modes``: backend, huge pages, prealloc."""
+    config = _sized("strato_vmm_memory_config")
+    places = ffi.new("strato_vmm_memory_region[]", list(regions))
+    config.fd, config.num_regions, config.regions = fd, len(places), places
+    config.backend, config.huge_pages, config.prealloc = modes
+    _check(_lib.strato_vmm_machine_add_memory(machine, config))
+
+
+def machine_add_platform(
+    machine: Any,
+    ged_gsi: int,
+    ports: tuple[int, int],
+    serial: tuple[int, int, int],
+    addresses: tuple[int, int],
+) -> None:
+    """``ports``: pvpanic and power; ``serial``: port, GSI, output; ``addresses``: tables and generation."""
+    config = _sized("strato_vmm_platform_config")
+    config.ged_gsi = ged_gsi
+    config.pvpanic_port, config.power_port = ports
+    config.serial_port, config.serial_gsi, config.serial_fd = serial
+    config.tables_addr, config.generation_addr = addresses
+    _check(_lib.strato_vmm_machine_add_platform(machine, config))
+
+
+def machine_add_slot(machine: Any, index: int, guest_addr: int, gsi: int) -> None:
+    config = _sized("strato_vmm_slot_config")
+    config.index, config.guest_addr, config.gsi = index, guest_addr, gsi
+    _check(_lib.strato_vmm_machine_add_slot(machine, config))
+
+
+def machine_plug(machine: Any, slot: int, device: Any) -> None:
+    _check(_lib.strato_vmm_machine_plug(machine, slot, device))
+
+
+def machine_unplug(machine: Any, slot: int) -> None:
+    _check(_lib.strato_vmm_machine_unplug(machine, slot))
+
+
+def machine_add_cpus(machine: Any) -> None:
+    _check(_lib.strato_vmm_machine_add_cpus(machine))
+
+
+def machine_load(machine: Any, kernel_fd: int, initrd_fd: int, entry: int, cmdline: str) -> None:
+    config = _sized("strato_vmm_boot_config")
+    text = _text(cmdline)
+    config.kernel_fd, config.initrd_fd, config.entry, config.cmdline = kernel_fd, initrd_fd, entry, text
+    _check(_lib.strato_vmm_machine_load(machine, config))
+
+
+def machine_resume(machine: Any) -> None:
+    _check(_lib.strato_vmm_machine_resume(machine))
+
+
+def machine_pause(machine: Any, timeout_ms: int) -> None:
+    _check(_lib.strato_vmm_machine_pause(machine, timeout_ms))
+
+
+def machine_reset(machine: Any) -> None:
+    _check(_lib.strato_vmm_machine_reset(machine))
+
+
+def machine_power_button(machine: Any) -> None:
+    _check(_lib.strato_vmm_machine_power_button(machine))
+
+
+def machine_set_generation(machine: Any, guid: bytes) -> None:
+    _check(_lib.strato_vmm_machine_set_generation(machine, ffi.from_buffer("uint8_t[16]", guid)))
+
+
+def machine_cpus(machine: Any) -> list[int]:
+    """Return the thread of each vCPU."""
+    capacity = _CPUS
+    ret = ffi.new("size_t *")
+    while True:
+        buffer = ffi.new("int32_t[]", capacity)
+        _check(_lib.strato_vmm_machine_cpus(machine, buffer, capacity, ret))
+        if ret[0] <= capacity:
+            return list(buffer[0 : ret[0]])
+        capacity = ret[0]
+
+
+def machine_metrics(machine: Any) -> dict[str, int]:
+    """Return the counters by name."""
+    return _metrics(_lib.strato_vmm_machine_metrics, machine)
+
+
+def machine_destroy(machine: Any) -> None:
+    _lib.strato_vmm_machine_destroy(machine)

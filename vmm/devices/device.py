@@ -1,7 +1,7 @@
 """Devices: one constructor for each kind, one class for what all have in common.
 
-A device has threads of its own from its construction to `Device.close`; no call into Python ever comes from
-them. The constructors raise OSError with the library's sentence.
+A device has threads of its own from its first use (served, or plugged into a machine) to `Device.close`; no
+call into Python ever comes from them. The constructors raise OSError with the library's sentence.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
     from types import TracebackType
-    from typing import Any
+    from typing import Any, Self
 
     from .events import EventRing
 
@@ -22,12 +22,12 @@ MAX_CONNECTIONS = 4096
 
 
 class Device:
-    """A device that can be served to one front end at a time. A context manager."""
+    """A device that is served to one front end at a time, or plugged into a machine. A context manager."""
 
     def __init__(self, handle: Any) -> None:
         self._device = handle
 
-    def __enter__(self) -> Device:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -54,6 +54,10 @@ class Device:
         device, self._device = self._device, None
         if device is not None:
             calls.device_destroy(device)
+
+    def handle(self) -> Any:
+        """Return the library's handle; for `vmm.devices.machine` only."""
+        return self._open()
 
     def _open(self) -> Any:
         if self._device is None:
@@ -140,6 +144,91 @@ def confine_threads(*, log_only: bool) -> None:
     calls.confine_threads(1 if log_only else 0)
 
 
+class ConsoleDevice(Device):
+    """A console, whose terminal may change its size."""
+
+    def resize(self, columns: int, rows: int) -> None:
+        """Tell the guest the size of the terminal behind the first port."""
+        calls.console_resize(self._open(), columns, rows)
+
+
+class ConsolePort:
+    """A port of a console: where its bytes come from and go to. Descriptors become non-blocking."""
+
+    __slots__ = ("console", "input_fd", "name", "output_fd")
+
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        input_fd: int | None = None,
+        output_fd: int | None = None,
+        console: bool = False,
+    ) -> None:
+        self.name = name
+        """What programs of the guest find it by; only where there are several ports."""
+        self.input_fd = input_fd
+        self.output_fd = output_fd
+        """None: what the guest writes is dropped."""
+        self.console = console
+        """The guest may use it as a terminal; the first port always is one."""
+
+    def values(self) -> tuple[str | None, int, int, int]:
+        """Return name and numbers in the order of the library's struct."""
+        ends = [-1 if fd is None else fd for fd in (self.input_fd, self.output_fd)]
+        return (self.name, ends[0], ends[1], int(self.console))
+
+
+STATS = (
+    "swap-in",
+    "swap-out",
+    "major-faults",
+    "minor-faults",
+    "free-memory",
+    "total-memory",
+    "available-memory",
+    "disk-caches",
+    "htlb-pgalloc",
+    "htlb-pgfail",
+    "oom-kill",
+    "alloc-stall",
+    "async-scan",
+    "direct-scan",
+    "async-reclaim",
+    "direct-reclaim",
+)
+"""Statistics of a guest by tag (virtio 1.2, 5.5.6.4; from the eleventh on, Linux), in QEMU's spelling."""
+
+_NOT_TOLD = 2**64 - 1
+
+
+class BalloonInfo:
+    """A balloon as it is now. What the guest says is not to be relied on."""
+
+    __slots__ = ("actual_bytes", "discarded_bytes", "reported_bytes", "stats", "target_bytes", "updated_s")
+
+    def __init__(self, sizes: tuple[int, int, int, int], updated_s: int, stats: Sequence[int]) -> None:
+        self.target_bytes, self.actual_bytes, self.reported_bytes, self.discarded_bytes = sizes
+        """Asked of the guest; given up, as it says; reported as free so far; gone back to the host so far."""
+        self.updated_s = updated_s
+        """When statistics came last, in seconds since the epoch; 0: never."""
+        named = zip(STATS, stats, strict=True)
+        self.stats = {name: value for name, value in named if value != _NOT_TOLD}
+        """Statistics that the guest has told."""
+
+
+class BalloonDevice(Device):
+    """A balloon, which takes memory from the guest and gives it back."""
+
+    def set_target(self, size: int) -> None:
+        """Ask the guest to give up ``size`` bytes of its memory in all; it does so as far as it can."""
+        calls.balloon_set_target(self._open(), size)
+
+    def info(self) -> BalloonInfo:
+        """Return what was asked of the guest and what it says."""
+        return BalloonInfo(*calls.balloon_info(self._open()))
+
+
 def rng(events: EventRing, tag: int, name: str, *, rate: int, burst: int) -> Device:
     """Make an entropy device that gives at most ``rate`` bytes a second after ``burst`` bytes at once."""
     return Device(calls.rng_create(events.handle(), tag, name, rate, burst))
@@ -218,3 +307,34 @@ def net(
     modes = (mac, mtu or 0, int(link_up))
     limits = (receive_limits.values(), transmit_limits.values())
     return NetDevice(calls.net_create(events.handle(), tag, name, taps, modes, limits))
+
+
+def console(
+    events: EventRing,
+    tag: int,
+    name: str,
+    *,
+    ports: Sequence[ConsolePort],
+    terminal: tuple[int, int] = (80, 25),
+) -> ConsoleDevice:
+    """Make a console of one or more ports; ``terminal`` is the columns and rows behind the first of them."""
+    values = [port.values() for port in ports]
+    return ConsoleDevice(calls.console_create(events.handle(), tag, name, values, terminal))
+
+
+def balloon(
+    events: EventRing,
+    tag: int,
+    name: str,
+    *,
+    deflate_on_oom: bool = True,
+    reporting: bool = True,
+    stats_interval_s: int = 0,
+) -> BalloonDevice:
+    """Make a balloon.
+
+    ``deflate_on_oom``: the guest may take pages back rather than kill a program; ``reporting``: it tells of
+    pages that are free anyway; ``stats_interval_s``: how often it is asked for statistics (0: it tells once).
+    """
+    modes = (int(deflate_on_oom), int(reporting), stats_interval_s)
+    return BalloonDevice(calls.balloon_create(events.handle(), tag, name, modes))

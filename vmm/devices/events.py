@@ -1,4 +1,4 @@
-"""What devices have to say, on its way to strato-vmm's event loop."""
+"""What devices and machines have to say, on its way to strato-vmm's event loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 
 class DeviceEventKind:
-    """What happened to a device. Plain integers: enum would double the time that the import takes."""
+    """What happened to a device, or from 16 on to a machine.
+
+    Plain integers: enum would double the time that the import takes.
+    """
 
     NEEDS_RESET: Final = 1
     """The driver broke the protocol; the device stands still until it is reset."""
@@ -26,7 +29,25 @@ class DeviceEventKind:
     LOST: Final = 6
     """The device's thread could not go on."""
     PANICKED: Final = 7
-    """A bug in the device; it is lost."""
+    """A bug in the device or the machine; it is lost."""
+    BALLOON_CHANGED: Final = 8
+    """The guest has given up another amount of memory."""
+    GUEST_RESET: Final = 16
+    """The guest asked for a reset.
+
+    This is an end, as are the next, the triple fault and the failed vCPU: all vCPUs are parked, and until the
+    machine is reset there is only one end.
+    """
+    GUEST_SHUTDOWN: Final = 17
+    """The guest has switched itself off."""
+    GUEST_PANICKED: Final = 18
+    """The guest's kernel has panicked, and decides itself what it does then."""
+    TRIPLE_FAULT: Final = 19
+    """How x86 kernels without firmware reset, and how they die."""
+    VCPU_FAILED: Final = 20
+    """A vCPU cannot go on; the text has KVM's numbers."""
+    CRASH_LOADED: Final = 21
+    """The guest's kernel has panicked, and its crash kernel takes over."""
 
 
 KIND_NAMES = {
@@ -37,6 +58,13 @@ KIND_NAMES = {
     5: "FRONT_END_GONE",
     6: "LOST",
     7: "PANICKED",
+    8: "BALLOON_CHANGED",
+    16: "GUEST_RESET",
+    17: "GUEST_SHUTDOWN",
+    18: "GUEST_PANICKED",
+    19: "TRIPLE_FAULT",
+    20: "VCPU_FAILED",
+    21: "CRASH_LOADED",
 }
 
 

@@ -1,18 +1,24 @@
 """What an engine is: it runs a MachinePlan and reports what it observes.
 
-`vmm.machine.Machine` owns one engine. Operations are asynchronous: ``done`` is called from the event loop
-with the result, or with a VmmError. State changes are reported to the observer, not through ``done``.
+`vmm.machine.Machine` owns one engine. Call order: `build`, `start`, `attach`, operations, `close`. Operations
+are asynchronous: ``done`` is called from the event loop with the result, or with a VmmError; some raise it at
+once. State changes are reported to the observer, not through ``done``.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from ..boards.base import MachinePlan
+from ..backends.in_process import DeviceServer
+from ..boards.base import DevicePlan, MachinePlan
 from ..config import EngineName
-from ..errors import VmmError
+from ..errors import EngineError, VmmError
+from ..exit_report import ExitKind
+from ..log import Log
+from ..loop import EventLoop
+from ..processes import ProcessTable
 from ..runstate import Trigger
 
 TYPE_CHECKING = False  # importing typing costs 4 ms of strato-vmm's start
@@ -24,25 +30,21 @@ Done: TypeAlias = "Callable[[Any | VmmError], None]"
 
 
 @dataclass(frozen=True)
-class Wiring:
-    """Descriptors that connect a VM to the rest of strato-vmm; the engine borrows them during `start`."""
-
-    console_fd: int
-    """Stream socket of the guest's console."""
-    backend_fds: Mapping[str, int] = field(default_factory=dict)
-    """vhost-user sockets by device id: connected, and for interfaces those to connect to (O_PATH)."""
-
-
-@dataclass(frozen=True)
 class EngineEnd:
     """How the VM ended, in the words of QEMU's ShutdownCause; ``detail`` says more where there is more."""
 
     reason: str
     detail: str = ""
+    kind: ExitKind | None = None
+    """What it was, where the reason does not tell."""
 
 
 class Observer(ABC):
     """Receives what an engine observes; implemented by the machine."""
+
+    @abstractmethod
+    def phase(self, name: str) -> None:
+        """Note that a phase of the boot is over."""
 
     @abstractmethod
     def observe(self, trigger: Trigger, data: Mapping[str, Any]) -> None:
@@ -52,20 +54,40 @@ class Observer(ABC):
     def ended(self, end: EngineEnd) -> None:
         """Take note that no vCPU will run again. Called exactly once."""
 
+    @abstractmethod
+    def lost(self, text: str) -> None:
+        """Take note that something outside the guest has died without which the VM cannot go on."""
+
+    @abstractmethod
+    def suspect(self, text: str) -> None:
+        """As `lost`, but of something that ends well when the engine has ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineHost:
+    """What an engine gets of strato-vmm."""
+
+    loop: EventLoop
+    processes: ProcessTable
+    devices: DeviceServer
+    observer: Observer
+    log: Log
+
 
 class Engine(ABC):
     """Runs one VM."""
 
     name: EngineName
-    max_slots: int
 
     @abstractmethod
-    def kernel_arguments(self) -> tuple[str, ...]:
-        """Return what this engine adds to the guest's command line."""
+    def build(self, plan: MachinePlan, console_fd: int) -> None:
+        """Make the VM and its devices, paused. ``console_fd``, a stream socket, becomes the guest's console
+        and may be closed afterwards. Raises HostError, EngineError, ConfigError.
+        """
 
     @abstractmethod
-    def start(self, plan: MachinePlan, wiring: Wiring) -> None:
-        """Begin to run the plan. Raises HostError, EngineError, ConfigError."""
+    def start(self) -> None:
+        """Let the vCPUs run for the first time; Trigger.STARTED follows. Raises HostError, EngineError."""
 
     @abstractmethod
     def attach(self) -> None:
@@ -74,6 +96,10 @@ class Engine(ABC):
     @abstractmethod
     def pids(self) -> dict[str, int]:
         """Return the processes of this engine by name."""
+
+    @abstractmethod
+    def servers(self) -> list[dict[str, Any]]:
+        """Say for each device which program serves it (``device``, ``program``, ``pid``)."""
 
     @abstractmethod
     def pause(self, done: Done) -> None:
@@ -93,16 +119,31 @@ class Engine(ABC):
 
     @abstractmethod
     def set_link(self, device_id: str, up: bool, done: Done) -> None:
-        """Change the carrier of a network interface."""
+        """Change the carrier of a network interface, whose device knows of it already."""
 
     @abstractmethod
     def cpus(self, done: Done) -> None:
         """Answer with the list of vCPUs as in `query-cpus-fast`."""
 
+    def metrics(self) -> dict[str, int]:
+        """Return the engine's own counters by name; empty for one that has none."""
+        return {}
+
+    def plug(self, device: DevicePlan, *, fd: int | None) -> None:
+        """Put a new device into a spare slot of the VM; ``fd`` as in `vmm.backends.making.make`.
+
+        Raises EngineError, HostError, ConfigError.
+        """
+        raise EngineError(f"Engine {self.name} cannot add devices to a VM")
+
+    def unplug(self, device: DevicePlan) -> None:
+        """Take a device out of its slot and end it. Raises EngineError, HostError."""
+        raise EngineError(f"Engine {self.name} cannot remove devices from a VM")
+
     @abstractmethod
     def quit(self) -> None:
         """End the VM without asking the guest; `Observer.ended` follows."""
 
-    @abstractmethod
-    def kill(self) -> None:
-        """End the VM now, whatever state it is in; `Observer.ended` follows."""
+    def close(self) -> None:
+        """Give back what the engine holds; to be called once, before its devices are closed."""
+        return

@@ -1,19 +1,25 @@
 """Which engine this host can run.
 
-The only built engine is tcg. When kvm is built, `verdict` will run a few kernel-mode instructions in a
-throw-away VM (some hosts offer a /dev/kvm that cannot run an unmodified kernel) and cache the result per
-boot; until then it says honestly what it has looked at.
+Some hosts offer a /dev/kvm that cannot run an unmodified kernel, so opening it proves little: the library
+runs a few instructions of kernel mode in a throw-away VM. Its verdict is cached per boot; `strato doctor`
+asks anew.
 """
+
+from __future__ import annotations
 
 import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import VERSION, boot_cache
 from ..config import EngineName
 from ..errors import EngineError
+from ..log import Log
 
+CACHE = Path("/run/strato/engine.json")
 KVM_DEVICE = Path("/dev/kvm")
+KVM_ARCHITECTURES = ("x86_64",)
 
 
 @dataclass(frozen=True)
@@ -24,28 +30,57 @@ class Verdict:
     reason: str
 
 
-def verdict() -> Verdict:
-    """Choose the engine for ``auto``."""
-    return Verdict(EngineName.TCG, f"engine kvm is not built in this release ({kvm_state()})")
+def resolve(wanted: EngineName, log: Log, *, cache: Path = CACHE) -> EngineName:
+    """Return the engine to use. Raises EngineError for one that cannot run here."""
+    if wanted is EngineName.TCG:
+        return wanted
+    found = verdict(log, cache=cache)
+    if wanted is EngineName.KVM and found.engine is not EngineName.KVM:
+        raise EngineError(f"Engine kvm cannot run here: {found.reason}: set engine to tcg or auto")
+    return found.engine
 
 
-def kvm_state() -> str:
-    """Say in words whether /dev/kvm opens. Opening it proves little: see the module."""
+def verdict(log: Log, *, cache: Path = CACHE, anew: bool = False) -> Verdict:
+    """Choose the engine for ``auto``; ``anew`` asks the host even if it has been asked since its boot."""
+    if os.uname().machine not in KVM_ARCHITECTURES:
+        return Verdict(EngineName.TCG, f"engine kvm is built for {', '.join(KVM_ARCHITECTURES)} only")
     try:
-        os.close(os.open(KVM_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+        kvm_fd = open_kvm()
+    except EngineError as error:
+        return Verdict(EngineName.TCG, str(error))
+    try:
+        usable, reason = _cached(cache) if not anew else (None, "")
+        if usable is None:
+            usable, reason = _asked(kvm_fd)
+            facts = {"version": VERSION, "kvm_usable": usable, "reason": reason}
+            boot_cache.write(cache, facts, log)
+    finally:
+        os.close(kvm_fd)
+    return Verdict(EngineName.KVM if usable else EngineName.TCG, reason)
+
+
+def open_kvm() -> int:
+    """Open /dev/kvm. Raises EngineError that says why it cannot be."""
+    try:
+        return os.open(KVM_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
-            return f"{KVM_DEVICE} does not exist"
-        return f"{KVM_DEVICE} cannot be opened: {error.strerror}"
-    return f"{KVM_DEVICE} can be opened, its use is untested"
+            raise EngineError(f"{KVM_DEVICE} does not exist") from error
+        raise EngineError(f"{KVM_DEVICE} cannot be opened: {error.strerror}") from error
 
 
-def resolve(wanted: EngineName) -> EngineName:
-    """Return the engine to use. Raises EngineError for one that is not built."""
-    match wanted:
-        case EngineName.AUTO:
-            return verdict().engine
-        case EngineName.TCG:
-            return EngineName.TCG
-        case EngineName.KVM:
-            raise EngineError("Engine kvm is not built in this release: set engine to tcg or auto")
+def _cached(cache: Path) -> tuple[bool | None, str]:
+    facts = boot_cache.read(cache)
+    usable, reason = facts.get("kvm_usable"), facts.get("reason")
+    if facts.get("version") == VERSION and isinstance(usable, bool) and isinstance(reason, str):
+        return usable, reason
+    return None, ""
+
+
+def _asked(kvm_fd: int) -> tuple[bool, str]:
+    try:
+        from .. import devices  # loads a library: only where there is no cached verdict
+
+        return devices.probe(kvm_fd)
+    except (ImportError, OSError) as error:
+        return False, f"{KVM_DEVICE} cannot be tried: {error}"

@@ -4,13 +4,12 @@ The timer set-up (no PIT, no PIC, with RTC, with ACPI, TSC frequency given) is t
 time under TCG and offers 24 virtio-mmio slots; others hang in one boot of eight or lack slots.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..boards.base import DeviceKind, DevicePlan, MachinePlan
 from ..config import NetConfig, ShareConfig
-from ..errors import ConfigError
-from .base import Wiring
 
 LAST_BUS = 23
 """QEMU's transport for slot 0. The following slots descend, because QEMU lists its transports in the DSDT
@@ -26,6 +25,16 @@ _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 
 
 @dataclass(frozen=True)
+class Wiring:
+    """Descriptors that connect QEMU to strato-vmm."""
+
+    console_fd: int
+    """Stream socket of the guest's console."""
+    backend_fds: Mapping[str, int] = field(default_factory=dict)
+    """vhost-user sockets by device id: connected, and for interfaces those to connect to (O_PATH)."""
+
+
+@dataclass(frozen=True)
 class QemuHost:
     """What the command line needs to know of the host."""
 
@@ -36,9 +45,7 @@ class QemuHost:
 
 
 def command_line(plan: MachinePlan, wiring: Wiring, host: QemuHost) -> list[str]:
-    """Return the arguments of QEMU, program first. Raises ConfigError for what does not fit."""
-    if len(plan.devices) > MAX_SLOTS:
-        raise ConfigError("", f"{len(plan.devices)} devices do not fit the {MAX_SLOTS} slots of engine tcg")
+    """Return the arguments of QEMU, program first."""
     machine = (
         "microvm,acpi=on,pit=off,pic=off,rtc=on,isa-serial=off,usb=off,"
         "auto-kernel-cmdline=off,memory-backend=ram,dump-guest-core=off"
@@ -52,8 +59,8 @@ def command_line(plan: MachinePlan, wiring: Wiring, host: QemuHost) -> list[str]
         *("-accel", f"tcg,thread=multi,tb-size={TRANSLATION_BUFFER_MIB}"),
         *("-cpu", "max"),
         *("-smp", f"{plan.cpu_count},maxcpus={plan.cpu_count}"),
-        *("-m", f"{plan.memory_mib}M"),
-        *("-object", f"memory-backend-memfd,id=ram,share=on,size={plan.memory_mib}M"),
+        *("-m", f"{plan.memory.size_mib}M"),
+        *("-object", f"memory-backend-memfd,id=ram,share=on,size={plan.memory.size_mib}M"),
         *("-global", "virtio-mmio.force-legacy=false"),
         *("-kernel", str(plan.kernel)),
         *("-append", plan.cmdline),
@@ -107,6 +114,8 @@ def _device(device: DevicePlan, wiring: Wiring) -> list[str]:
         case DeviceKind.NET:
             assert isinstance(device.source, NetConfig)
             return _net(device.source, wiring.backend_fds[device.id], bus)
+        case DeviceKind.BALLOON:
+            raise AssertionError("Engine tcg has no balloon (EngineTraits)")
 
 
 def _net(net: NetConfig, socket_fd: int, bus: str) -> list[str]:

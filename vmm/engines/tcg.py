@@ -7,21 +7,21 @@ the guest.
 
 from __future__ import annotations
 
-import os
+import signal
 import socket
 from collections.abc import Mapping
 
 from .. import paths
+from ..backends.vhost_user import VhostUserBackends
 from ..boards.base import MachinePlan
 from ..config import EngineName, NetConfig, VmConfig
 from ..errors import HostError, QmpClosedError, QmpCommandError, QmpProtocolError, VmmError
-from ..log import Log
-from ..loop import EventLoop
-from ..processes import Process, ProcessTable
+from ..processes import Process
 from ..qmp.protocol import MAX_REPLY_BYTES, MessageReader, command, result_of, serialise
 from ..runstate import Trigger
-from . import host_clock, qemu_arguments
-from .base import Done, Engine, EngineEnd, Observer, Wiring
+from . import qemu_arguments
+from .base import Done, Engine, EngineEnd, EngineHost
+from .qemu_arguments import Wiring
 
 TYPE_CHECKING = False  # importing typing costs 4 ms of strato-vmm's start
 if TYPE_CHECKING:
@@ -41,45 +41,47 @@ class TcgEngine(Engine):
     """See the module's docstring."""
 
     name = EngineName.TCG
-    max_slots = qemu_arguments.MAX_SLOTS
 
-    def __init__(
-        self, config: VmConfig, *, loop: EventLoop, processes: ProcessTable, observer: Observer, log: Log
-    ) -> None:
+    def __init__(self, config: VmConfig, host: EngineHost) -> None:
         self._config = config
-        self._loop = loop
-        self._processes = processes
-        self._observer = observer
-        self._log = log
+        self._host = host
+        self._loop = host.loop
+        self._observer = host.observer
+        self._backends = VhostUserBackends(config.programs, host.devices, on_exit=self._on_backend_exit)
         self._process: Process | None = None
         ours, self._theirs = socket.socketpair(type=socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._channel = QemuChannel(ours)
         self._reason: str | None = None
         self._started = False
 
-    def kernel_arguments(self) -> tuple[str, ...]:
-        """See `Engine`. Raises HostError."""
-        return host_clock.guest_arguments(self._config.cpu.tsc_khz or host_clock.tsc_khz(self._log))
-
-    def start(self, plan: MachinePlan, wiring: Wiring) -> None:
+    def build(self, plan: MachinePlan, console_fd: int) -> None:
         """See `Engine`."""
-        _check_memory(plan)
         program = self._config.programs.qemu or paths.qemu()
+        self._backends.start(plan, self._config.runtime_dir, self._host.processes)
+        self._observer.phase("backends_connected")
         self._channel.send("qmp_capabilities")
         for device in plan.devices:
             if isinstance(device.source, NetConfig) and not device.source.link_up:
                 self._channel.send("set_link", {"name": device.id, "up": False})
-        self._channel.send("cont")
-        host = qemu_arguments.QemuHost(
+        wiring = Wiring(console_fd=console_fd, backend_fds=self._backends.descriptors())
+        qemu = qemu_arguments.QemuHost(
             program=program, qmp_fd=self._theirs.fileno(), sandbox=self._config.jail.enabled
         )
         with self._theirs as theirs:
-            self._process = self._processes.spawn(
-                qemu_arguments.command_line(plan, wiring, host),
+            self._process = self._host.processes.spawn(
+                qemu_arguments.command_line(plan, wiring, qemu),
                 name=program.name,
-                pass_fds=[theirs.fileno(), wiring.console_fd, *wiring.backend_fds.values()],
+                pass_fds=[theirs.fileno(), console_fd, *wiring.backend_fds.values()],
                 on_exit=self._on_exit,
             )
+        self._backends.close()
+        self._observer.phase("engine_spawned")
+        self._host.devices.serve()
+        self._observer.phase("devices_served")
+
+    def start(self) -> None:
+        """See `Engine`."""
+        self._channel.send("cont")
 
     def attach(self) -> None:
         """See `Engine`."""
@@ -88,6 +90,10 @@ class TcgEngine(Engine):
     def pids(self) -> dict[str, int]:
         """See `Engine`."""
         return {} if self._process is None else {"qemu": self._process.pid}
+
+    def servers(self) -> list[dict[str, Any]]:
+        """See `Engine`."""
+        return self._backends.servers()
 
     def pause(self, done: Done) -> None:
         """See `Engine`."""
@@ -122,12 +128,11 @@ class TcgEngine(Engine):
             try:
                 self._channel.send("quit")
             except HostError:
-                self.kill()
+                self._kill()
 
-    def kill(self) -> None:
-        """See `Engine`."""
+    def _kill(self) -> None:
         if self._process is not None:
-            self._process.signal(9)
+            self._process.signal(signal.SIGKILL)
 
     def _execute(self, name: str, arguments: Mapping[str, Any] | None, done: Done) -> None:
         try:
@@ -139,9 +144,9 @@ class TcgEngine(Engine):
         try:
             open_still = self._channel.receive(self._on_event)
         except QmpProtocolError as error:
-            self._log.error("QEMU sent something that is not QMP", cause=error)
+            self._host.log.error("QEMU sent something that is not QMP", cause=error)
             open_still = False
-            self.kill()
+            self._kill()
         if not open_still:
             self._loop.remove_reader(self._channel.socket.fileno())
             self._channel.fail_all(QmpClosedError("QEMU has ended"))
@@ -166,6 +171,13 @@ class TcgEngine(Engine):
             self._observer.ended(EngineEnd("host-error", process.describe_exit()))
         else:
             self._observer.ended(EngineEnd(self._reason))
+
+    def _on_backend_exit(self, process: Process) -> None:
+        text = f"Backend died: {process.describe_exit()}"
+        if process.status == 0:
+            self._observer.suspect(text)
+        else:
+            self._observer.lost(text)
 
     def _on_readable_until_end(self) -> None:
         while not self._channel.closed and self._channel.has_input():
@@ -241,13 +253,3 @@ class QemuChannel:
             result = error
         if done is not None:
             done(result)
-
-
-def _check_memory(plan: MachinePlan) -> None:
-    page_bytes = os.sysconf("SC_PAGE_SIZE")
-    host_mib = os.sysconf("SC_PHYS_PAGES") * page_bytes >> 20
-    if plan.memory_mib > host_mib:
-        raise HostError(
-            f"Guest memory of {plan.memory_mib} MiB is more than the host's {host_mib} MiB: "
-            "lower memory.size_mib"
-        )

@@ -16,7 +16,10 @@ from ..errors import QmpCommandError, VmmError
 from ..exit_report import ExitKind
 from ..machine import Machine
 from ..runstate import RunState
+from .block import block_info
+from .hotplug import HotplugCommands
 from .schema import COMMANDS, check_arguments
+from .session import Session
 
 TYPE_CHECKING = False  # importing typing costs 4 ms of strato-vmm's start
 if TYPE_CHECKING:
@@ -36,6 +39,7 @@ class Commands:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
+        self._hotplug = HotplugCommands(machine).handlers
         self._handlers: dict[str, Handler] = {
             "query-version": lambda _, done: done(version()),
             "query-commands": lambda _, done: done([{"name": name} for name in sorted(COMMANDS)]),
@@ -43,14 +47,19 @@ class Commands:
             "query-name": lambda _, done: done({"name": machine.config.name}),
             "query-kvm": self._query_kvm,
             "query-cpus-fast": self._query_cpus,
+            "query-block": self._query_block,
+            "query-balloon": lambda _, done: done({"actual": machine.balloon_bytes()}),
+            "query-memory-size-summary": self._query_memory,
             "stop": lambda _, done: machine.stop(_empty(done)),
             "cont": lambda _, done: machine.cont(_empty(done)),
             "quit": self._quit,
             "system_powerdown": lambda _, done: machine.powerdown(_empty(done)),
             "system_reset": lambda _, done: machine.reset(_empty(done)),
             "set_link": lambda arguments, done: self._set_link(arguments["name"], arguments["up"], done),
+            "balloon": self._balloon,
             "x-strato-info": self._info,
-            "x-strato-stats": lambda _, done: done({"devices": machine.device_metrics()}),
+            "x-strato-stats": lambda _, done: done(machine.metrics()),
+            "x-strato-metrics": self._metrics,
             "x-strato-console-tail": self._console_tail,
             "x-strato-set-link": lambda arguments, done: self._set_link(
                 arguments["id"], arguments["up"], done
@@ -58,10 +67,12 @@ class Commands:
             "x-strato-add-share": self._add_share,
             "x-strato-remove-share": self._remove_share,
             "x-strato-set-net-limit": self._set_net_limit,
+            "x-strato-set-block-limit": self._set_block_limit,
         }
 
-    def execute(self, name: object, arguments: object, done: Done) -> None:
-        """Run a command. Raises VmmError when it is refused at once; ``done`` is not called then."""
+    def execute(self, name: object, arguments: object, done: Done, session: Session) -> None:
+        """Run a command of a client. Raises VmmError when it is refused at once; ``done`` is not called
+        then."""
         if not isinstance(name, str) or name not in COMMANDS:
             raise QmpCommandError("CommandNotFound", f"The command {name} has not been found")
         checked = check_arguments(name, arguments)
@@ -69,7 +80,10 @@ class Commands:
             raise QmpCommandError(
                 "CommandNotFound", "Capabilities negotiation is already complete, command ignored"
             )
-        self._handlers[name](checked, done)
+        if name in self._hotplug:
+            done(self._hotplug[name](checked, session))
+        else:
+            self._handlers[name](checked, done)
 
     def _query_status(self, _: dict[str, Any], done: Done) -> None:
         state = self._machine.state
@@ -89,6 +103,16 @@ class Commands:
             done(result)
 
         self._machine.cpus(trim)
+
+    def _query_block(self, _: dict[str, Any], done: Done) -> None:
+        done([block_info(plan.id, drive, size) for plan, drive, size in self._machine.drives()])
+
+    def _query_memory(self, _: dict[str, Any], done: Done) -> None:
+        done({"base-memory": self._machine.config.memory.size_mib << 20, "plugged-memory": 0})
+
+    def _balloon(self, arguments: dict[str, Any], done: Done) -> None:
+        self._machine.set_balloon(arguments["value"])
+        done({})
 
     def _quit(self, _: dict[str, Any], done: Done) -> None:
         done({})
@@ -119,6 +143,19 @@ class Commands:
             raise QmpCommandError("DeviceNotFound", f"Device '{arguments['id']}' not found") from error
         done({})
 
+    def _set_block_limit(self, arguments: dict[str, Any], done: Done) -> None:
+        limit = {key: value for key, value in arguments.items() if key != "id"}
+        try:
+            self._machine.set_drive_limit(arguments["id"], LimitConfig(**limit))
+        except KeyError as error:
+            raise QmpCommandError("DeviceNotFound", f"Device '{arguments['id']}' not found") from error
+        done({})
+
+    def _metrics(self, _: dict[str, Any], done: Done) -> None:
+        from ..metrics import exposition
+
+        done({"text": exposition(self._machine.config.name, self._machine.metrics())})
+
     def _info(self, _: dict[str, Any], done: Done) -> None:
         machine = self._machine
         done(
@@ -127,7 +164,7 @@ class Commands:
                 "board": str(machine.config.board),
                 "pids": machine.pids(),
                 "phases_ms": machine.phases_ms,
-                "backends": machine.backends(),
+                "backends": machine.servers(),
             }
         )
 

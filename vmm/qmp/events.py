@@ -16,6 +16,9 @@ _MEMBERS = {
     "SHUTDOWN": ("guest", "reason"),
     "RESET": ("guest", "reason"),
     "GUEST_PANICKED": ("action", "info"),
+    "GUEST_CRASHLOADED": ("action", "info"),
+    "DEVICE_DELETED": ("device", "path"),
+    "BALLOON_CHANGE": ("actual",),
 }
 
 

@@ -25,12 +25,18 @@ class Argument:
 
 @dataclass(frozen=True)
 class CommandSpec:
-    """One command."""
+    """One command. ``loose``: what else is given is the handler's to check, as it depends on the rest."""
 
     arguments: dict[str, Argument] = field(default_factory=dict)
+    loose: bool = False
 
 
 _NONE = CommandSpec()
+_STRING, _INTEGER, _BOOLEAN = Argument(str), Argument(int), Argument(bool)
+_LIMIT = {
+    name: Argument(int, optional=True)
+    for name in ("bandwidth", "bandwidth_burst", "operations", "operations_burst")
+}
 
 COMMANDS: dict[str, CommandSpec] = {
     "qmp_capabilities": CommandSpec({"enable": Argument(list, optional=True)}),
@@ -40,55 +46,68 @@ COMMANDS: dict[str, CommandSpec] = {
     "query-name": _NONE,
     "query-kvm": _NONE,
     "query-cpus-fast": _NONE,
+    "query-block": _NONE,
+    "query-balloon": _NONE,
+    "query-memory-size-summary": _NONE,
     "stop": _NONE,
     "cont": _NONE,
     "quit": _NONE,
     "system_powerdown": _NONE,
     "system_reset": _NONE,
-    "set_link": CommandSpec({"name": Argument(str), "up": Argument(bool)}),
+    "set_link": CommandSpec({"name": _STRING, "up": _BOOLEAN}),
+    "balloon": CommandSpec({"value": _INTEGER}),
+    "getfd": CommandSpec({"fdname": _STRING}),
+    "closefd": CommandSpec({"fdname": _STRING}),
+    "add-fd": CommandSpec({"fdset-id": Argument(int, optional=True), "opaque": Argument(str, optional=True)}),
+    "remove-fd": CommandSpec({"fdset-id": _INTEGER, "fd": Argument(int, optional=True)}),
+    "blockdev-add": CommandSpec({"driver": _STRING, "node-name": _STRING}, loose=True),
+    "blockdev-del": CommandSpec({"node-name": _STRING}),
+    "netdev_add": CommandSpec({"type": _STRING, "id": _STRING}, loose=True),
+    "netdev_del": CommandSpec({"id": _STRING}),
+    "device_add": CommandSpec({"driver": _STRING, "id": _STRING}, loose=True),
+    "device_del": CommandSpec({"id": _STRING}),
     "x-strato-info": _NONE,
     "x-strato-stats": _NONE,
+    "x-strato-metrics": _NONE,
+    "x-strato-query-slots": _NONE,
     "x-strato-console-tail": _NONE,
-    "x-strato-set-link": CommandSpec({"id": Argument(str), "up": Argument(bool)}),
+    "x-strato-set-link": CommandSpec({"id": _STRING, "up": _BOOLEAN}),
     "x-strato-add-share": CommandSpec(
         {
-            "tag": Argument(str),
-            "name": Argument(str),
-            "directory": Argument(str),
+            "tag": _STRING,
+            "name": _STRING,
+            "directory": _STRING,
             "readonly": Argument(bool, optional=True),
         }
     ),
-    "x-strato-remove-share": CommandSpec({"tag": Argument(str), "name": Argument(str)}),
-    "x-strato-set-net-limit": CommandSpec(
-        {
-            "id": Argument(str),
-            "direction": Argument(str),
-            "bandwidth": Argument(int, optional=True),
-            "bandwidth_burst": Argument(int, optional=True),
-            "operations": Argument(int, optional=True),
-            "operations_burst": Argument(int, optional=True),
-        }
-    ),
+    "x-strato-remove-share": CommandSpec({"tag": _STRING, "name": _STRING}),
+    "x-strato-set-net-limit": CommandSpec({"id": _STRING, "direction": _STRING, **_LIMIT}),
+    "x-strato-set-block-limit": CommandSpec({"id": _STRING, **_LIMIT}),
 }
 
-_KIND_NAMES = {str: "string", bool: "boolean", list: "array", int: "integer"}
+_KIND_NAMES = {str: "string", bool: "boolean", list: "array", int: "integer", dict: "object"}
 
 
 def check_arguments(name: str, arguments: object) -> dict[str, Any]:
     """Return the arguments of a known command once they fit. Raises QmpCommandError."""
     if not isinstance(arguments, dict):
         raise QmpCommandError("GenericError", "QMP input member 'arguments' must be an object")
-    specs = COMMANDS[name].arguments
-    for key in arguments:
-        if key not in specs:
+    spec = COMMANDS[name]
+    check_members(arguments, spec.arguments, loose=spec.loose)
+    return arguments
+
+
+def check_members(members: dict[str, Any], specs: dict[str, Argument], *, loose: bool = False) -> None:
+    """Check the members of an object. Raises QmpCommandError for the first that does not fit."""
+    for key in members:
+        if key not in specs and not loose:
             raise QmpCommandError("GenericError", f"Parameter '{key}' is unexpected")
     for key, spec in specs.items():
-        if key not in arguments:
+        if key not in members:
             if spec.optional:
                 continue
             raise QmpCommandError("GenericError", f"Parameter '{key}' is missing")
-        if type(arguments[key]) is not spec.kind:
+        if type(members[key]) is not spec.kind:
             raise QmpCommandError(
                 "GenericError", f"Invalid parameter type for '{key}', expected: {_KIND_NAMES[spec.kind]}"
             )
-    return arguments

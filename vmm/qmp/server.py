@@ -18,6 +18,7 @@ from ..machine import Machine
 from .commands import Commands, version
 from .events import event
 from .protocol import Message, MessageReader, serialise
+from .session import Session
 
 TYPE_CHECKING = False  # importing typing costs 4 ms of strato-vmm's start
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class _Client:
         self._log = log
         self._commands = commands
         self._reader = MessageReader()
+        self._session = Session()
         self._requests: deque[Message] = deque()
         self._output = bytearray()
         self._busy = False
@@ -116,6 +118,7 @@ class _Client:
         self._loop.remove_reader(self._fd)
         self._loop.remove_writer(self._fd)
         self._connection.close()
+        self._session.close()
         self.on_close()
 
     def _flush(self) -> None:
@@ -136,7 +139,7 @@ class _Client:
 
     def _on_readable(self) -> None:
         try:
-            data = self._connection.recv(_READ_BYTES)
+            data = self._session.receive(self._connection, _READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -197,7 +200,7 @@ class _Client:
             raise QmpCommandError("GenericError", f"QMP input member '{member}' {what}")
         name, arguments = request["execute"], request.get("arguments", {})
         if self.negotiated:
-            self._commands.execute(name, arguments, done)
+            self._commands.execute(name, arguments, done, self._session)
         elif name == "qmp_capabilities":
             self._negotiate(arguments)
             done({})

@@ -70,3 +70,22 @@ def test_file_stays_bounded_and_keeps_the_latest(tmp_path: Path) -> None:
     files = [tmp_path / "shim.log", tmp_path / "shim.log.1"]
     assert sum(path.stat().st_size for path in files) <= log.FILE_LIMIT
     assert "line 19999 " in files[0].read_text()
+
+
+def test_files_keep_the_lines_of_the_vmm_apart(tmp_path: Path) -> None:
+    before = {logger: list(logger.handlers) for logger in (logging.getLogger(), logging.getLogger(log.VMM))}
+    try:
+        log.add_files(tmp_path / "shim.log", tmp_path / "vmm.log")
+
+        logging.getLogger("shim.sandbox").error("of the shim")
+        logging.getLogger(log.VMM).error("of the vmm")
+    finally:
+        for logger, handlers in before.items():
+            logger.handlers[:] = handlers
+
+    assert [line.partition("msg=")[2] for line in (tmp_path / "shim.log").read_text().splitlines()] == [
+        '"of the shim"'
+    ]
+    assert [line.partition("msg=")[2] for line in (tmp_path / "vmm.log").read_text().splitlines()] == [
+        '"of the vmm"'
+    ]

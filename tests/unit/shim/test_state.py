@@ -18,7 +18,8 @@ def test_save_then_load_gives_the_same(tmp_path: Path) -> None:
 
     file.save()
 
-    assert state.load(tmp_path) == {"version": 1, "id": "c1"}
+    assert state.load(tmp_path) == file.data
+    assert (file.data["version"], file.data["id"]) == (1, "c1")
 
 
 def test_save_failure_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

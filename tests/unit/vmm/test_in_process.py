@@ -22,7 +22,9 @@ class Ears:
     def __init__(self, plan: DevicePlan = RNG) -> None:
         self.lost: list[str] = []
         self.gone: list[str] = []
-        self.server = DeviceServer(Log(), lost=self.lost.append, front_end_gone=self.gone.append)
+        self.server = DeviceServer(
+            Log(), lost=self.lost.append, front_end_gone=self.gone.append, balloon_changed=lambda: None
+        )
         self.front_end = self.server.connect(plan).connection
 
     def hear(self, kind: int, *, tag: int = 0) -> None:
@@ -44,7 +46,7 @@ def test_a_device_that_panicked_is_lost_by_name() -> None:
 def test_a_panic_of_any_thread_of_the_library_is_the_end_and_nothing_waits_for_it() -> None:
     ears = Ears()
     ears.server.serve()
-    (device,) = ears.server._devices
+    ((_, device),) = ears.server._devices.values()
     ears.hear(DeviceEventKind.PANICKED, tag=LIBRARY_TAG)
     assert ears.lost == ["Bug in libstrato_vmm.so: Words"]
     abandoned = device._device

@@ -41,6 +41,21 @@ def test_exit_status_and_last_words_are_told(loop: EventLoop) -> None:
     assert process.describe_exit().endswith("ended with status 3; its last words: trouble")
 
 
+def test_lines_that_are_written_in_pieces_are_logged_whole(loop: EventLoop) -> None:
+    reading, writing = os.pipe()
+    script = "for word in one two three; do printf '%s ' $word >&2; sleep 0.02; done; printf 'end\\nlast' >&2"
+    table = ProcessTable(loop, Log(Level.DEBUG, writing))
+    table.spawn(["/bin/sh", "-c", script], name="sh", on_exit=lambda _: loop.stop())
+    loop.call_later(DEADLINE_S, loop.stop)
+
+    loop.run()
+
+    os.close(writing)
+    with os.fdopen(reading) as log:
+        said = [line for line in log.read().splitlines() if line.endswith("program=sh")]
+    assert said == ["debug one two three end program=sh", "debug last program=sh"]
+
+
 def test_last_words_are_bounded(loop: EventLoop) -> None:
     process = run_one(loop, "yes 0123456789 | head -c 300000 >&2; echo end >&2")
 

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.vmm.test_boards import CONFIG, drive
+from tests.unit.vmm.test_boards import CONFIG, TCG
 from vmm.boards.base import board
 from vmm.config import BoardName, NetConfig, ShareConfig, VmConfig
-from vmm.engines.base import Wiring
-from vmm.engines.qemu_arguments import MAX_SLOTS, QemuHost, command_line
-from vmm.errors import ConfigError
+from vmm.engines.qemu_arguments import MAX_SLOTS, QemuHost, Wiring, command_line
 
 pytestmark = pytest.mark.unit
 
@@ -28,7 +26,7 @@ WIRING = Wiring(
 
 
 def build(config: VmConfig) -> list[str]:
-    plan = board(BoardName.MICROVM).plan(config, ())
+    plan = board(BoardName.MICROVM).plan(config, TCG)
     return command_line(plan, WIRING, QemuHost(program=Path("/q"), qmp_fd=19))
 
 
@@ -86,10 +84,3 @@ def test_interface_is_served_from_outside_with_what_the_guest_reads_of_it() -> N
     (device,) = [words.split(",") for words in options(arguments, "device") if "virtio-net" in words]
     assert {"mac=02:53:54:52:00:00", "host_mtu=9000", "ctrl_guest_offloads=off"} <= set(device)
     assert not any("tap" in word for word in arguments)
-
-
-def test_more_devices_than_qemu_has_slots_are_refused() -> None:
-    drives = tuple(drive(index) for index in range(MAX_SLOTS))
-
-    with pytest.raises(ConfigError, match="23 slots of engine tcg"):
-        build(replace(CONFIG, drives=drives))

@@ -6,6 +6,7 @@
 )]
 
 mod kinds;
+mod machine;
 
 use std::ffi::{CStr, c_char};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use strato_jail::Otherwise;
 use strato_plumbing::border::{self, null, required, store};
 use strato_plumbing::{Failure, Result};
+use strato_virtio::thread;
 
 use crate::device::{Device, Parts, Reporter};
 use crate::events::{Event, EventKind, EventRing, TEXT_LEN, report_panics};
@@ -51,10 +53,15 @@ pub unsafe extern "C" fn strato_vmm_last_error(buffer: *mut c_char, capacity: us
 #[unsafe(no_mangle)]
 pub extern "C" fn strato_vmm_confine_threads(forbidden: u32) -> i32 {
     border(|| match forbidden {
-        0 => strato_jail::confine_threads(Otherwise::Kill),
-        1 => strato_jail::confine_threads(Otherwise::Log),
+        0 => thread::confine(Otherwise::Kill),
+        1 => thread::confine(Otherwise::Log),
         other => Err(Failure::refused(format!("Answer {other} to forbidden calls is unknown"))),
     })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn strato_vmm_seal_threads() -> i32 {
+    border(thread::seal)
 }
 
 /// `strato_vmm_events`: shared with the devices that write to it, so it may be destroyed in any order.
@@ -187,7 +194,7 @@ unsafe fn create(
     }
     // SAFETY: passed on to the caller.
     let (ring, name) = unsafe { (Arc::clone(&events_of(events)?.0), required(name, "name")?) };
-    let device = Device::new(&name.to_string_lossy(), parts()?, Reporter::new(ring, tag))?;
+    let device = Device::new(&name.to_string_lossy(), parts()?, Reporter::new(ring, tag));
     // SAFETY: passed on to the caller.
     unsafe { store(ret, Box::into_raw(Box::new(device))) }
 }
@@ -232,23 +239,35 @@ pub unsafe extern "C" fn strato_vmm_device_metrics(
     ret: *mut usize,
 ) -> i32 {
     border(|| {
-        if buffer.is_null() || ret.is_null() {
-            return Err(null("buffer or ret"));
-        }
-        // SAFETY: the header's rule for handles.
-        let counters = unsafe { device_of(device) }?.counters();
-        let count = counters.len();
-        for (index, (counter, value)) in counters.into_iter().take(capacity).enumerate() {
-            let mut name = [0; NAME_LEN + 1];
-            for (place, byte) in name.iter_mut().take(NAME_LEN).zip(counter.bytes()) {
-                *place = byte as c_char;
-            }
-            // SAFETY: `buffer` has room for `capacity` metrics.
-            unsafe { buffer.add(index).write(RawMetric { name, value }) };
-        }
-        // SAFETY: the header's rule for ret.
-        unsafe { store(ret, count) }
+        // SAFETY: the header's rules.
+        unsafe { store_metrics(device_of(device)?.counters(), buffer, capacity, ret) }
     })
+}
+
+/// Writes as many counters as there is room for, and how many there are.
+///
+/// # Safety
+/// As the header says of `buffer` and `ret`.
+unsafe fn store_metrics(
+    counters: Vec<(&'static str, u64)>,
+    buffer: *mut RawMetric,
+    capacity: usize,
+    ret: *mut usize,
+) -> Result<()> {
+    if buffer.is_null() || ret.is_null() {
+        return Err(null("buffer or ret"));
+    }
+    let count = counters.len();
+    for (index, (counter, value)) in counters.into_iter().take(capacity).enumerate() {
+        let mut name = [0; NAME_LEN + 1];
+        for (place, byte) in name.iter_mut().take(NAME_LEN).zip(counter.bytes()) {
+            *place = byte as c_char;
+        }
+        // SAFETY: `buffer` has room for `capacity` metrics.
+        unsafe { buffer.add(index).write(RawMetric { name, value }) };
+    }
+    // SAFETY: passed on to the caller.
+    unsafe { store(ret, count) }
 }
 
 /// One function per struct of the header: what Python compares with its own layout at import.
@@ -271,10 +290,21 @@ sizes! {
     strato_vmm_sizeof_fs_config => kinds::RawFsConfig,
     strato_vmm_sizeof_fs_share => kinds::RawFsShare,
     strato_vmm_sizeof_net_config => kinds::RawNetConfig,
+    strato_vmm_sizeof_console_port => kinds::RawConsolePort,
+    strato_vmm_sizeof_console_config => kinds::RawConsoleConfig,
+    strato_vmm_sizeof_balloon_config => kinds::RawBalloonConfig,
+    strato_vmm_sizeof_balloon_info => kinds::RawBalloonInfo,
+    strato_vmm_sizeof_machine_config => machine::RawMachineConfig,
+    strato_vmm_sizeof_memory_region => machine::RawMemoryRegion,
+    strato_vmm_sizeof_memory_config => machine::RawMemoryConfig,
+    strato_vmm_sizeof_platform_config => machine::RawPlatformConfig,
+    strato_vmm_sizeof_slot_config => machine::RawSlotConfig,
+    strato_vmm_sizeof_boot_config => machine::RawBootConfig,
 }
 
 // The numbers that the header gives to this enum.
 const _: () = assert!(EventKind::NeedsReset as u32 == 1 && EventKind::Panicked as u32 == 7);
+const _: () = assert!(EventKind::GuestReset as u32 == 16 && EventKind::CrashLoaded as u32 == 21);
 
 #[cfg(test)]
 mod tests;

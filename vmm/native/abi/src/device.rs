@@ -1,23 +1,19 @@
-//! A device as its owner on the other side of the border has it: a core with its threads, its counters, and
-//! the conversation with one front end.
+//! A device as its owner on the other side of the border has it: a core with its counters and controls, which is
+//! served to a front end or plugged into a machine.
+
+mod conversation;
 
 use std::error::Error;
-use std::fmt::Display;
 use std::io;
-use std::net::Shutdown;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use strato_jail::Role;
 use strato_plumbing::{Failure, Result};
-use strato_vhost_user::{Observer, Shell};
-use strato_virtio::thread::spawn;
-use strato_virtio::{DeviceCore, DeviceFault, WorkerEnd, panic_text};
+use strato_vhost_user::Shell;
+use strato_virtio::{DeviceCore, DeviceFault, Observer, WorkerEnd};
+use strato_virtio_mmio::MmioDevice;
 
+use self::conversation::Conversation;
 use crate::events::{EventKind, EventRing};
 use crate::kinds::Control;
 
@@ -86,101 +82,146 @@ pub fn chain(error: &dyn Error) -> String {
     text
 }
 
-/// The socket that a conversation stands on: first one that listens perhaps, then the connection.
-struct Line {
-    stream: UnixStream,
-    ended: bool,
+/// Where the core is.
+enum Place {
+    /// Nowhere yet.
+    Loose(Box<dyn DeviceCore>),
+    /// Behind vhost-user, for good: front ends come and go.
+    Served { shell: Arc<Shell>, conversation: Option<Conversation> },
+    /// Behind registers, for good: whoever holds another reference has it in its machine.
+    Plugged(Arc<MmioDevice>),
+    /// Lost while its thread was to be started.
+    Spent,
 }
 
-struct Conversation {
-    line: Arc<Mutex<Line>>,
-    over: Arc<AtomicBool>,
-    thread: JoinHandle<()>,
-}
-
-impl Conversation {
-    /// Ends it: the device comes to rest, and its thread is waited for.
-    fn end(self) {
-        {
-            let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-            line.ended = true;
-            // Fails when the front end has gone already; then the thread ends anyway. One that listens wakes up.
-            let _ = line.stream.shutdown(Shutdown::Both);
+impl Place {
+    /// The core, if it is nowhere yet.
+    fn take_core(&mut self) -> Option<Box<dyn DeviceCore>> {
+        match std::mem::replace(self, Self::Spent) {
+            Self::Loose(core) => Some(core),
+            other => {
+                *self = other;
+                None
+            }
         }
-        // Its panics are caught and reported inside.
-        let _ = self.thread.join();
     }
 }
 
-/// One device. Dropping it ends the conversation, drains the device and joins its threads.
+/// One device. Dropping it ends the conversation, drains the device and joins its threads; a device that is
+/// plugged into a machine stays there until that lets it go.
 pub struct Device {
     name: String,
     reporter: Reporter,
     counters: Counters,
     control: Control,
-    // Before the shell: the conversation ends while the device can still be drained.
-    conversation: Mutex<Option<Conversation>>,
-    shell: Arc<Shell>,
+    place: Mutex<Place>,
 }
 
 impl Device {
-    /// Starts the device's thread. No front end is served yet.
-    ///
-    /// # Errors
-    /// No descriptors or threads.
-    pub fn new(name: &str, parts: Parts, reporter: Reporter) -> Result<Self> {
-        let shell = Shell::new(name, parts.core, Arc::new(reporter.clone())).map_err(|error| {
-            Failure::refused(format!("Device {name} cannot be started: {}", chain(&error)))
-        })?;
-        Ok(Self {
+    /// A device that is neither served nor plugged. It has no thread of its own yet.
+    pub fn new(name: &str, parts: Parts, reporter: Reporter) -> Self {
+        if let Control::Balloon(control) = &parts.control {
+            let reporter = reporter.clone();
+            control.on_actual(Box::new(move || {
+                reporter.push(EventKind::BalloonChanged, "The guest has another size");
+            }));
+        }
+        Self {
             name: name.to_owned(),
             reporter,
             counters: parts.counters,
             control: parts.control,
-            conversation: Mutex::default(),
-            shell: Arc::new(shell),
-        })
+            place: Mutex::new(Place::Loose(parts.core)),
+        }
     }
 
-    /// Serves the front end at the other end of a stream socket, on a thread of its own. Of a socket that
-    /// listens the first connection is served.
+    fn place(&self) -> MutexGuard<'_, Place> {
+        // Nothing panics between taking a place and putting the next one there.
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn busy(&self, where_it_is: &str) -> Failure {
+        Failure::new(format!("Device {} {where_it_is}", self.name), libc::EBUSY)
+    }
+
+    fn spent(&self) -> Failure {
+        Failure::refused(format!("Device {} could not be started; make another one", self.name))
+    }
+
+    /// Serves the front end at the other end of a stream socket, on threads of its own. Of a socket that listens
+    /// the first connection is served.
     ///
     /// # Errors
-    /// EBUSY: another front end is being served.
+    /// EBUSY: another front end is being served, or the device belongs to a machine. Or no descriptors or threads.
     pub fn serve(&self, socket: OwnedFd) -> Result<()> {
-        let mut place = self.conversation.lock().unwrap_or_else(PoisonError::into_inner);
-        match place.take() {
-            Some(other) if !other.over.load(Ordering::Acquire) => {
-                *place = Some(other);
-                return Err(Failure::new(format!("Device {} has a front end", self.name), libc::EBUSY));
-            }
-            Some(former) => former.end(),
-            None => {}
+        let mut place = self.place();
+        if let Some(core) = place.take_core() {
+            let shell = Shell::new(&self.name, core, Arc::new(self.reporter.clone())).map_err(|error| {
+                Failure::refused(format!("Device {} cannot be started: {}", self.name, chain(&error)))
+            })?;
+            *place = Place::Served { shell: Arc::new(shell), conversation: None };
         }
-        let failed = |error: io::Error| {
+        let (shell, conversation) = match &mut *place {
+            Place::Served { shell, conversation } => (shell, conversation),
+            Place::Plugged(_) => return Err(self.busy("belongs to a machine")),
+            Place::Loose(_) | Place::Spent => return Err(self.spent()),
+        };
+        if conversation.as_ref().is_some_and(|other| !other.is_over()) {
+            return Err(self.busy("has a front end"));
+        }
+        if let Some(former) = conversation.take() {
+            former.end();
+        }
+        let begun = Conversation::begin(&self.name, socket, Arc::clone(shell), self.reporter.clone());
+        *conversation = Some(begun.map_err(|error| {
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
             Failure::new(format!("Device {} cannot be served", self.name), errno)
-        };
-        let stream = UnixStream::from(socket);
-        stream.set_nonblocking(false).map_err(failed)?;
-        let line = Arc::new(Mutex::new(Line { stream, ended: false }));
-        let theirs = Arc::clone(&line);
-        let (shell, reporter) = (Arc::clone(&self.shell), self.reporter.clone());
-        let over = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&over);
-        let thread = spawn(Some(Role::Service), &thread_name(&self.name), move || {
-            let (kind, text) = converse(&shell, &reporter, &theirs);
-            // Before it is told: whoever hears of it may serve the next front end at once.
-            flag.store(true, Ordering::Release);
-            reporter.push(kind, &text);
-        });
-        *place = Some(Conversation { line, over, thread: thread.map_err(failed)? });
+        })?);
         Ok(())
+    }
+
+    /// The device behind registers, for a machine: as after power-on, and without guest memory. Whoever takes it
+    /// out of the machine calls [`Self::unplugged`], or [`MmioDevice::release`], and drops its reference.
+    ///
+    /// # Errors
+    /// EBUSY: a machine has it, or it is served. Or no descriptors or threads.
+    pub fn plug(&self) -> Result<Arc<MmioDevice>> {
+        let mut place = self.place();
+        if let Some(core) = place.take_core() {
+            let device = MmioDevice::new(&self.name, core, Arc::new(self.reporter.clone()));
+            let device = device.map_err(|error| {
+                Failure::refused(format!("Device {} cannot be started: {error}", self.name))
+            })?;
+            let device = Arc::new(device);
+            *place = Place::Plugged(Arc::clone(&device));
+            return Ok(device);
+        }
+        match &*place {
+            Place::Plugged(device) if Arc::strong_count(device) == 1 => {
+                device.release();
+                Ok(Arc::clone(device))
+            }
+            Place::Plugged(_) => Err(self.busy("is plugged into a machine")),
+            Place::Served { .. } => Err(self.busy("is served over vhost-user")),
+            Place::Loose(_) | Place::Spent => Err(self.spent()),
+        }
+    }
+
+    /// The machine has taken it out: the device comes to rest, is reset and lets go of guest memory. It can be
+    /// plugged again when the machine has dropped its reference.
+    pub fn unplugged(&self) {
+        if let Place::Plugged(device) = &*self.place() {
+            device.release();
+        }
     }
 
     /// The device's counters as they are now.
     pub fn counters(&self) -> Vec<(&'static str, u64)> {
-        (self.counters)()
+        let mut counters = (self.counters)();
+        if let Place::Plugged(device) = &*self.place() {
+            counters.push(("refused_accesses", device.refusals()));
+        }
+        counters
     }
 
     /// What can be changed.
@@ -191,67 +232,13 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        let conversation = self.conversation.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(conversation) = conversation.take() {
+        // The conversation ends while the device can still be drained.
+        let place = self.place.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Place::Served { conversation, .. } = place
+            && let Some(conversation) = conversation.take()
+        {
             conversation.end();
         }
-    }
-}
-
-/// The device's own thread has its name; this one is to be told from it within what the kernel shows.
-fn thread_name(device: &str) -> String {
-    format!("vu-{device}")
-}
-
-/// The connection: the socket itself, or the first that comes to it.
-fn connected(line: &Mutex<Line>) -> io::Result<UnixStream> {
-    let socket = line.lock().unwrap_or_else(PoisonError::into_inner).stream.try_clone()?;
-    if !listens(&socket)? {
-        return Ok(socket);
-    }
-    let (stream, _) = UnixListener::from(OwnedFd::from(socket)).accept()?;
-    let mut line = line.lock().unwrap_or_else(PoisonError::into_inner);
-    if line.ended {
-        return Err(io::ErrorKind::Interrupted.into());
-    }
-    // The listener goes: nobody else is to connect.
-    line.stream = stream.try_clone()?;
-    Ok(stream)
-}
-
-fn listens(socket: &UnixStream) -> io::Result<bool> {
-    let mut value: libc::c_int = 0;
-    let mut len = size_of_val(&value) as libc::socklen_t;
-    // SAFETY: pointer and length are those of `value`.
-    let outcome = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ACCEPTCONN,
-            (&raw mut value).cast(),
-            &mut len,
-        )
-    };
-    if outcome == 0 { Ok(value != 0) } else { Err(io::Error::last_os_error()) }
-}
-
-fn converse(shell: &Shell, reporter: &Reporter, line: &Mutex<Line>) -> (EventKind, String) {
-    let both = connected(line).and_then(|stream| Ok((stream.try_clone()?, stream)));
-    let (served, stream) = match both {
-        Ok(both) => both,
-        Err(error) if line.lock().unwrap_or_else(PoisonError::into_inner).ended => {
-            return (EventKind::FrontEndGone, format!("Front end has not come: {error}"));
-        }
-        Err(error) => return (EventKind::Lost, format!("Front end cannot be served: {error}")),
-    };
-    let mut refused = |what: &dyn Display| reporter.push(EventKind::Refused, &what.to_string());
-    let outcome = catch_unwind(AssertUnwindSafe(|| shell.serve(served, &mut refused)));
-    // The owner keeps a descriptor of the same socket: without this a front end would wait for ever.
-    let _ = stream.shutdown(Shutdown::Both);
-    match outcome {
-        Ok(Ok(())) => (EventKind::FrontEndGone, "Front end has gone".to_owned()),
-        Ok(Err(error)) => (EventKind::Lost, chain(&error)),
-        Err(panic) => (EventKind::Panicked, panic_text(panic.as_ref())),
     }
 }
 

@@ -45,7 +45,7 @@ pub fn report_panics(ring: &Arc<EventRing>) {
     });
 }
 
-/// What happened to a device. The numbers are the header's.
+/// What happened to a device or a machine. The numbers are the header's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum EventKind {
@@ -61,14 +61,28 @@ pub enum EventKind {
     FrontEndGone = 5,
     /// The device is lost: its thread could not go on.
     Lost = 6,
-    /// The device is lost: its code panicked.
+    /// The device or the machine is lost: its code panicked.
     Panicked = 7,
+    /// The guest has given up another amount of memory (balloon).
+    BalloonChanged = 8,
+    /// The guest asked for a reset.
+    GuestReset = 16,
+    /// The guest switched itself off.
+    GuestShutdown = 17,
+    /// The guest's kernel panicked.
+    GuestPanicked = 18,
+    /// A vCPU met a fault that it cannot deliver.
+    TripleFault = 19,
+    /// A vCPU cannot go on.
+    VcpuFailed = 20,
+    /// The guest's kernel panicked, and its crash kernel takes over.
+    CrashLoaded = 21,
 }
 
 /// One event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// The device's tag.
+    /// The device's tag, or the machine's.
     pub tag: u64,
     /// What happened.
     pub kind: EventKind,

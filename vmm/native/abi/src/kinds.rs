@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use strato_devices::balloon::{Balloon, BalloonConfig, BalloonControl};
 use strato_devices::block::{Block, BlockConfig, BlockControl};
+use strato_devices::console::{Console, ConsoleConfig, ConsoleControl};
 use strato_devices::fs::passthrough::{CachePolicy, Passthrough, PassthroughConfig, Root, ShareConfig};
 use strato_devices::fs::{Fs, FsConfig};
 use strato_devices::net::{Net, NetConfig, NetControl};
@@ -29,6 +31,10 @@ pub enum Control {
     Shares(SharesControl),
     /// A network interface's link, limits and taps.
     Net(NetControl),
+    /// A console's size.
+    Console(ConsoleControl),
+    /// A balloon's target.
+    Balloon(BalloonControl),
 }
 
 /// What a core says when it cannot be made, in this library's words.
@@ -85,6 +91,34 @@ pub fn net(config: NetConfig) -> Result<Parts> {
         core: Box::new(core),
         counters: Box::new(move || metrics.snapshot()),
         control: Control::Net(control),
+    })
+}
+
+/// The console device.
+///
+/// # Errors
+/// No port or too many, a name that is too long, or no descriptors.
+pub fn console(config: ConsoleConfig) -> Result<Parts> {
+    let core = made("console", Console::new(config))?;
+    let (metrics, control) = (core.metrics(), core.control());
+    Ok(Parts {
+        core: Box::new(core),
+        counters: Box::new(move || metrics.snapshot()),
+        control: Control::Console(control),
+    })
+}
+
+/// The balloon.
+///
+/// # Errors
+/// No descriptors.
+pub fn balloon(config: BalloonConfig) -> Result<Parts> {
+    let core = made("balloon", Balloon::new(config))?;
+    let (metrics, control) = (core.metrics(), core.control());
+    Ok(Parts {
+        core: Box::new(core),
+        counters: Box::new(move || metrics.snapshot()),
+        control: Control::Balloon(control),
     })
 }
 

@@ -3,6 +3,7 @@
 //!
 //! Cores know no transport and no interrupt line, and nothing here knows containers or JSON.
 
+pub mod balloon;
 pub mod block;
 mod bucket;
 pub mod console;

@@ -29,6 +29,14 @@ pub enum Role {
     Net,
     /// Random numbers.
     Rng,
+    /// The guest's console.
+    Console,
+    /// The balloon: memory comes and goes.
+    Balloon,
+    /// A processor of the guest's.
+    Vcpu,
+    /// Starts threads of all other roles but the first.
+    Keeper,
 }
 
 /// CAP_CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP (linux/capability.h): to act for
@@ -37,7 +45,7 @@ const SHARE: Capabilities = Capabilities::of(&[0, 1, 3, 4, 6, 7, 27, 31]);
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 13] = [
         Self::Control,
         Self::Service,
         Self::Vsock,
@@ -47,6 +55,10 @@ impl Role {
         Self::BlockPool,
         Self::Net,
         Self::Rng,
+        Self::Console,
+        Self::Balloon,
+        Self::Vcpu,
+        Self::Keeper,
     ];
 
     /// The role of a device's own thread, by the device ID (virtio 1.2, section 5).
@@ -54,7 +66,9 @@ impl Role {
         match id {
             1 => Some(Self::Net),
             2 => Some(Self::Block),
+            3 => Some(Self::Console),
             4 => Some(Self::Rng),
+            5 => Some(Self::Balloon),
             19 => Some(Self::Vsock),
             26 => Some(Self::Fs),
             _ => None,
@@ -64,7 +78,7 @@ impl Role {
     /// The capabilities that such a thread keeps, of those that it has.
     pub fn capabilities(self) -> Capabilities {
         match self {
-            Self::Fs | Self::FsPool => SHARE,
+            Self::Fs | Self::FsPool | Self::Keeper => SHARE,
             _ => Capabilities::NONE,
         }
     }

@@ -9,10 +9,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 pub mod choices;
+pub mod kernels;
 pub mod lies;
 pub mod machine;
 pub mod messages;
 pub mod records;
+pub mod registers;
+pub mod side;
 pub mod storm;
 pub mod subject;
 mod subjects;

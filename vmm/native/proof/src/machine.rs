@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use strato_virtio::mock::{MockNotifier, MockQueue};
 use strato_virtio::{
-    DeviceHost, GuestRam, GuestRamHandle, Notification, RingLayout, RingStart, VIRTIO_F_EVENT_IDX,
-    VIRTIO_F_VERSION_1,
+    GuestRam, GuestRamHandle, Notification, RingLayout, RingStart, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1,
 };
 use vm_memory::GuestAddress;
 
 use crate::choices::Choices;
+use crate::side::{Carrier, Side};
 use crate::subject::{Kind, QueueUse, Request, Subject};
 
 /// Size of guest memory, which begins at 0.
@@ -48,11 +48,12 @@ struct Outstanding {
 /// One device under test.
 pub struct Machine {
     /// The device.
-    pub host: DeviceHost,
+    pub host: Side,
     /// The driver's side of each queue.
     pub queues: Vec<MockQueue>,
-    /// What was notified.
+    /// What was notified, of a bare device.
     pub notifier: MockNotifier,
+    carrier: Carrier,
     ram: GuestRamHandle,
     /// The device's name.
     pub name: &'static str,
@@ -63,10 +64,6 @@ pub struct Machine {
     next_table: u64,
     next_readable: u64,
     next_writable: u64,
-}
-
-fn host_for(subject: &mut dyn Subject, notifier: &MockNotifier) -> DeviceHost {
-    DeviceHost::new(subject.core(), Box::new(notifier.clone())).unwrap()
 }
 
 /// Guest memory in several regions, without a hole.
@@ -85,18 +82,24 @@ impl Machine {
 
     /// As [`Self::new`], with those of the offered features that are in `features` too.
     pub fn with_features(kind: &Kind, features: u64) -> Self {
+        Self::carried(Carrier::Bare, kind, features)
+    }
+
+    /// As [`Self::with_features`], on any carrier.
+    pub fn carried(carrier: Carrier, kind: &Kind, features: u64) -> Self {
         let mut subject = (kind.make)();
         let notifier = MockNotifier::default();
-        let mut host = host_for(subject.as_mut(), &notifier);
+        let mut host = Side::new(carrier, subject.core(), &notifier);
         let ram = regions();
-        host.set_memory(Arc::clone(&ram)).unwrap();
+        host.set_memory(&ram);
         let uses = subject.queues();
-        assert_eq!(uses.len(), host.info().queue_sizes.len());
+        assert_eq!(uses.len(), host.queue_sizes().len());
         let mut machine = Self {
-            features: host.info().features & features | VIRTIO_F_VERSION_1,
+            features: host.offered() & features | VIRTIO_F_VERSION_1,
             host,
             queues: Vec::new(),
             notifier,
+            carrier,
             ram,
             name: kind.name,
             subject: Some(subject),
@@ -130,21 +133,24 @@ impl Machine {
         self.uses[usize::from(queue)]
     }
 
+    /// The features that the driver accepts.
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
     /// A new driver: fresh rings, all started.
     pub fn begin(&mut self) {
         self.fresh_rings();
-        assert!(self.host.set_features(self.features), "the device refuses what it offered");
-        for queue in 0..self.queue_count() {
-            self.start(queue, 0);
-        }
+        self.host.begin(self.features, &self.queues);
     }
 
     fn fresh_rings(&mut self) {
         self.next_table = TABLES;
         self.next_readable = BORDERS[0] - BEFORE_BORDER;
         self.next_writable = BORDERS[1] - BEFORE_BORDER;
-        self.queues = (0..u64::from(self.queue_count()))
-            .map(|queue| MockQueue::new(&self.ram, (queue + 1) * RING_STRIDE, RING_SIZE).0)
+        self.queues = (1..)
+            .zip(self.host.queue_sizes())
+            .map(|(place, size)| MockQueue::new(&self.ram, place * RING_STRIDE, size.min(RING_SIZE)).0)
             .collect();
         if self.features & VIRTIO_F_EVENT_IDX != 0 {
             self.queues.iter_mut().for_each(MockQueue::use_event_idx);
@@ -155,7 +161,7 @@ impl Machine {
     /// Starts one queue in its usual place.
     pub fn start(&mut self, queue: u16, next_avail: u16) {
         let layout = self.layout(queue);
-        self.host.start_ring(RingStart { queue, layout, next_avail, kick: None }).unwrap();
+        self.host.bare().start_ring(RingStart { queue, layout, next_avail, kick: None }).unwrap();
     }
 
     /// Where a ring lies.
@@ -166,7 +172,7 @@ impl Machine {
     /// The device as after power-on, then a new driver.
     pub fn reset(&mut self) {
         self.host.reset();
-        self.host.set_memory(Arc::clone(&self.ram)).unwrap();
+        self.host.set_memory(&self.ram);
         self.begin();
     }
 
@@ -176,22 +182,12 @@ impl Machine {
         let saved = self.host.save();
         let subject = self.subject.as_mut().unwrap();
         // Two devices cannot have one host side: the old one goes first.
-        self.host =
-            DeviceHost::new(Box::new(crate::subject::Nothing), Box::new(self.notifier.clone())).unwrap();
-        self.host = host_for(subject.as_mut(), &self.notifier);
-        self.host.set_memory(Arc::clone(&self.ram)).unwrap();
-        let rings = match self.host.restore(&saved) {
-            Ok(rings) => rings,
-            Err(error) => {
-                assert!(subject.may_refuse_saved(), "{}: {error}", self.name);
-                return self.begin();
-            }
-        };
-        for (queue, ring) in rings.into_iter().enumerate() {
-            if let Some((layout, next_avail)) = ring {
-                let start = RingStart { queue: queue as u16, layout, next_avail, kick: None };
-                self.host.start_ring(start).unwrap();
-            }
+        self.host = Side::new(self.carrier, Box::new(crate::subject::Nothing), &self.notifier);
+        self.host = Side::new(self.carrier, subject.core(), &self.notifier);
+        self.host.set_memory(&self.ram);
+        if let Err(error) = self.host.restore(&saved) {
+            assert!(subject.may_refuse_saved(), "{}: {error}", self.name);
+            self.begin();
         }
     }
 
@@ -245,7 +241,18 @@ impl Machine {
     /// Lets the device do what it can do now. Ends: a device that never comes to rest fails.
     pub fn settle(&mut self) {
         for _ in 0..100_000 {
-            if !self.host.turn(0).unwrap() {
+            let before: Vec<u16> = self.queues.iter().map(MockQueue::used_idx).collect();
+            let worked = match self.carrier {
+                Carrier::Bare => self.host.turn(0),
+                Carrier::Mmio => {
+                    // What was to be done before is done when the device's thread answers; going on, it looks at
+                    // every queue.
+                    self.host.pause();
+                    self.host.unpause();
+                    self.host.turn(0) || self.queues.iter().map(MockQueue::used_idx).ne(before)
+                }
+            };
+            if !worked {
                 return;
             }
         }
@@ -290,12 +297,12 @@ impl Machine {
         self.offer(queue, &request, &mut Choices::seeded(1)).expect("free descriptors");
         self.kick(queue);
         loop {
-            assert!(self.host.fault().is_none(), "{:?}", self.host.fault());
+            assert!(!self.host.broken(), "{}", self.host.fault());
             if let Some((_, data)) = self.take(queue) {
                 return data;
             }
             assert!(Instant::now() < deadline, "no answer on queue {queue}");
-            self.host.turn(20).unwrap();
+            self.host.turn(20);
         }
     }
 
@@ -314,9 +321,11 @@ impl Machine {
 
     /// Panics unless a fault, if there is one, was announced once and stops everything.
     pub fn check_fault(&mut self, what: &str) {
-        let told = self.notifier.take().iter().filter(|what| **what == Notification::NeedsReset).count();
-        assert_eq!(told, usize::from(self.host.fault().is_some()), "{what}: reset asked for {told} times");
-        if self.host.fault().is_some() {
+        if self.carrier == Carrier::Bare {
+            let told = self.notifier.take().iter().filter(|what| **what == Notification::NeedsReset).count();
+            assert_eq!(told, usize::from(self.host.broken()), "{what}: reset asked for {told} times");
+        }
+        if self.host.broken() {
             let before: Vec<u16> = self.queues.iter().map(MockQueue::used_idx).collect();
             self.kick_all();
             self.settle();
@@ -335,6 +344,18 @@ impl Machine {
     fn quiet_areas(&self) -> [(u64, u64); 3] {
         let rings = RING_STRIDE * (1 + u64::from(self.queue_count()));
         [(0, RING_STRIDE), (rings, WRITABLE), (WRITABLE_END, RAM as u64)]
+    }
+
+    /// Panics if memory has changed that no device may change, since this copy of it was made. A device to which
+    /// the driver may give memory up makes pages of it zero.
+    pub fn check_forbidden(&self, before: &[Vec<u8>], what: &str) {
+        let given_up = self.subject.as_ref().unwrap().gives_memory_up();
+        for (before, after) in before.iter().zip(self.forbidden()) {
+            let mut pages = before.chunks(4096).zip(after.chunks(4096));
+            let kept = pages
+                .all(|(before, after)| before == after || given_up && after.iter().all(|byte| *byte == 0));
+            assert!(kept, "{what}: memory changed");
+        }
     }
 
     /// A copy of the memory that no device may change.

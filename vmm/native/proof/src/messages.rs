@@ -7,7 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use strato_vhost_user::{Shell, Unobserved};
+use strato_vhost_user::Shell;
+use strato_virtio::Unobserved;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 

@@ -20,7 +20,7 @@ pub fn honest_step(machine: &mut Machine, choices: &mut Choices<'_>) {
         4 => machine.kick(queue),
         5 => machine.host_acts(choices),
         6 => {
-            machine.host.turn(0).unwrap();
+            machine.host.turn(0);
         }
         _ => machine.reap(),
     }
@@ -31,7 +31,7 @@ pub fn finish(machine: &mut Machine, choices: &mut Choices<'_>) {
     let deadline = machine.deadline();
     loop {
         machine.reap();
-        assert!(machine.host.fault().is_none(), "{}: {:?}", machine.name, machine.host.fault());
+        assert!(!machine.host.broken(), "{}: {}", machine.name, machine.host.fault());
         let queues = 0..machine.queue_count();
         let (requests, buffers): (Vec<_>, Vec<_>) =
             queues.partition(|&queue| machine.queue_use(queue) == QueueUse::Requests);
@@ -46,7 +46,7 @@ pub fn finish(machine: &mut Machine, choices: &mut Choices<'_>) {
             }
             machine.kick(queue);
         }
-        machine.host.turn(5).unwrap();
+        machine.host.turn(5);
     }
 }
 
@@ -76,7 +76,7 @@ fn wild_step(machine: &mut Machine, choices: &mut Choices<'_>) {
         }
         5..=7 => machine.kick(queue),
         8 | 9 => {
-            machine.host.turn(0).unwrap();
+            machine.host.turn(0);
         }
         10 | 11 => machine.host_acts(choices),
         12 => write_descriptor(machine, queue, choices),
@@ -90,12 +90,12 @@ fn wild_step(machine: &mut Machine, choices: &mut Choices<'_>) {
             let (offset, len) = (choices.below(80) as u32, choices.below(16) as usize);
             let mut data = vec![0; len];
             choices.fill(&mut data);
-            machine.host.write_config(offset, &data);
-            let _ = machine.host.config().get(offset, len as u32);
+            machine.host.bare().write_config(offset, &data);
+            let _ = machine.host.bare().config().get(offset, len as u32);
         }
         17 => {
-            let features = machine.host.info().features & choices.number() | 1 << 32;
-            machine.host.set_features(features);
+            let features = machine.host.bare().info().features & choices.number() | 1 << 32;
+            machine.host.bare().set_features(features);
         }
         18 => stop_or_start(machine, queue, choices),
         19 => machine.host.pause(),
@@ -126,7 +126,8 @@ fn write_descriptor(machine: &mut Machine, queue: u16, choices: &mut Choices<'_>
     driver.write_descriptor(choices.below(u64::from(RING_SIZE)) as u16, descriptor);
 }
 
-fn scribble(machine: &mut Machine, choices: &mut Choices<'_>) {
+/// Writes anything into the rings or anywhere else.
+pub(crate) fn scribble(machine: &mut Machine, choices: &mut Choices<'_>) {
     let rings = RING_STRIDE * (1 + u64::from(machine.queue_count()));
     let at = if choices.once_in(2) { choices.below(rings) } else { choices.below(RAM as u64 - 16) };
     let mut data = [0; 16];
@@ -137,7 +138,7 @@ fn scribble(machine: &mut Machine, choices: &mut Choices<'_>) {
 
 fn stop_or_start(machine: &mut Machine, queue: u16, choices: &mut Choices<'_>) {
     if choices.once_in(2) {
-        machine.host.stop_ring(queue);
+        machine.host.bare().stop_ring(queue);
         return;
     }
     let good = machine.layout(queue);
@@ -148,15 +149,17 @@ fn stop_or_start(machine: &mut Machine, queue: u16, choices: &mut Choices<'_>) {
     };
     let start = RingStart { queue, layout, next_avail: choices.below(64) as u16, kick: None };
     // Refused or not: both are answers.
-    let _ = machine.host.start_ring(start);
+    let _ = machine.host.bare().start_ring(start);
 }
 
 fn change_memory(machine: &mut Machine, choices: &mut Choices<'_>) {
-    match choices.below(4) {
-        0 => machine.host.forget_memory(),
+    let ram = match choices.below(4) {
+        0 => return machine.host.bare().forget_memory(),
         // Too small for the rings, or for some of the buffers.
-        1 => drop(machine.host.set_memory(guest_ram(RING_STRIDE as usize))),
-        2 => drop(machine.host.set_memory(guest_ram(RAM / 2))),
-        _ => drop(machine.host.set_memory(Arc::clone(machine.ram()))),
-    }
+        1 => guest_ram(RING_STRIDE as usize),
+        2 => guest_ram(RAM / 2),
+        _ => Arc::clone(machine.ram()),
+    };
+    // Refused or not: both are answers.
+    let _ = machine.host.bare().set_memory(ram);
 }

@@ -5,7 +5,7 @@ use strato_virtio::{DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Progress};
 
 use crate::choices::Choices;
 use crate::machine::Machine;
-use crate::subjects::{block, console, fs, net, rng, vsock};
+use crate::subjects::{balloon, block, console, fs, net, rng, vsock};
 
 /// What a driver would put into one chain.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +39,11 @@ pub trait Subject {
     /// Something happens on the host.
     fn host_acts(&mut self, _choices: &mut Choices<'_>) {}
 
+    /// Whether the driver gives memory up by what it says.
+    fn gives_memory_up(&self) -> bool {
+        false
+    }
+
     /// Whether a device may say of its own saved state that it cannot be restored.
     fn may_refuse_saved(&self) -> bool {
         false
@@ -69,6 +74,7 @@ pub const KINDS: &[Kind] = &[
     Kind { name: "vsock", make: vsock::make },
     Kind { name: "net", make: net::make },
     Kind { name: "console", make: console::make },
+    Kind { name: "balloon", make: balloon::make },
 ];
 
 /// A device without anything, to stand in while another one is exchanged.

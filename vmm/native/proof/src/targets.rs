@@ -4,12 +4,14 @@ use strato_virtio::record::{RecordReader, kind};
 
 use crate::choices::Choices;
 use crate::machine::Machine;
+use crate::side::Carrier;
 use crate::subject::KINDS;
-use crate::{messages, records, storm};
+use crate::{kernels, messages, records, registers, storm};
 
 /// The names: one for each device, and those that belong to none.
 pub fn names() -> Vec<&'static str> {
-    KINDS.iter().map(|kind| kind.name).chain(["saved-state", "vhost-user"]).collect()
+    let others = ["kernel", "saved-state", "saved-registers", "vhost-user", "virtio-mmio"];
+    KINDS.iter().map(|kind| kind.name).chain(others).collect()
 }
 
 /// Makes the process what a Rust program is at the start of `main`, for a fuzzer whose `main` is not Rust's.
@@ -21,8 +23,11 @@ pub fn prepare_process() {
 /// Runs a target. Panics if it is not survived.
 pub fn run(name: &str, choices: &mut Choices<'_>) {
     match name {
-        "saved-state" => saved_state(choices),
+        "kernel" => kernels::run(choices),
+        "saved-state" => saved_state(Carrier::Bare, choices),
+        "saved-registers" => saved_state(Carrier::Mmio, choices),
         "vhost-user" => messages::run(choices, 64),
+        "virtio-mmio" => registers::run(choices, 200),
         device => {
             let kind = KINDS.iter().find(|kind| kind.name == device);
             storm::run(kind.unwrap_or_else(|| panic!("no target {device}")), choices, 400);
@@ -31,8 +36,9 @@ pub fn run(name: &str, choices: &mut Choices<'_>) {
 }
 
 /// Saved state of some device, spoilt, and a record of nothing but noise.
-fn saved_state(choices: &mut Choices<'_>) {
-    let mut machine = Machine::new(&KINDS[choices.below(KINDS.len() as u64) as usize]);
+fn saved_state(carrier: Carrier, choices: &mut Choices<'_>) {
+    let device = &KINDS[choices.below(KINDS.len() as u64) as usize];
+    let mut machine = Machine::carried(carrier, device, u64::MAX);
     for _ in 0..choices.below(16) {
         storm::honest_step(&mut machine, choices);
     }

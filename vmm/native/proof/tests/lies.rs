@@ -4,25 +4,26 @@
 
 use strato_proof::lies::{Answer, LIES};
 use strato_proof::machine::{Machine, RAM, WRITABLE};
+use strato_proof::side::CARRIERS;
 use strato_proof::subject::{KINDS, QueueUse};
 use strato_virtio::{RING_FEATURES, RingLayout, RingStart, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1};
 
 #[test]
 fn every_lie_in_every_ring_is_survived() {
-    for kind in KINDS {
-        let mut machine = Machine::new(kind);
+    for (kind, carrier) in KINDS.iter().flat_map(|kind| CARRIERS.map(|carrier| (kind, carrier))) {
+        let mut machine = Machine::carried(carrier, kind, u64::MAX);
         for queue in 0..machine.queue_count() {
             for lie in LIES {
-                let what = format!("{}: {} in queue {queue}", kind.name, lie.name);
+                let what = format!("{} {carrier:?}: {} in queue {queue}", kind.name, lie.name);
                 machine.reset();
                 machine.paint();
                 (lie.tell)(&mut machine.queues[usize::from(queue)]);
                 let before = machine.forbidden();
                 machine.kick(queue);
                 machine.settle();
-                assert!(machine.forbidden() == before, "{what}: memory changed");
+                machine.check_forbidden(&before, &what);
                 if lie.answer == Answer::Reset && machine.queue_use(queue) == QueueUse::Requests {
-                    assert!(machine.host.fault().is_some(), "{what}: not found");
+                    assert!(machine.host.broken(), "{what}: not found");
                 }
                 machine.check_fault(&what);
                 machine.prove_alive();
@@ -69,13 +70,13 @@ fn rings_in_impossible_places_are_refused() {
         for layout in bad {
             for queue in 0..machine.queue_count() {
                 let start = RingStart { queue, layout, next_avail: 0, kick: None };
-                assert!(machine.host.start_ring(start).is_err(), "{}: {layout:?}", kind.name);
-                assert!(!machine.host.ring_running(queue));
+                assert!(machine.host.bare().start_ring(start).is_err(), "{}: {layout:?}", kind.name);
+                assert!(!machine.host.bare().ring_running(queue));
                 machine.kick(queue);
             }
         }
         let beyond = RingStart { queue: machine.queue_count(), layout: good, next_avail: 0, kick: None };
-        assert!(machine.host.start_ring(beyond).is_err());
+        assert!(machine.host.bare().start_ring(beyond).is_err());
         machine.prove_alive();
     }
 }
@@ -93,7 +94,7 @@ fn rings_that_overlap_each_other_are_survived() {
                     let layout =
                         RingLayout { size, desc_table: at, avail_ring: at + avail, used_ring: at + used };
                     let start = RingStart { queue, layout, next_avail: 0, kick: None };
-                    machine.host.start_ring(start).unwrap();
+                    machine.host.bare().start_ring(start).unwrap();
                 }
                 for _ in 0..8 {
                     machine.kick_all();
@@ -110,16 +111,21 @@ fn rings_that_overlap_each_other_are_survived() {
 fn configuration_is_read_and_written_within_its_bounds_only() {
     for kind in KINDS {
         let mut machine = Machine::new(kind);
-        let len = machine.host.info().config_len;
-        assert_eq!(machine.host.config().len(), len as usize, "{}", kind.name);
+        let len = machine.host.bare().info().config_len;
+        assert_eq!(machine.host.bare().config().len(), len as usize, "{}", kind.name);
         for offset in (0..len + 8).chain([u32::MAX - 1, u32::MAX]) {
             for size in [0, 1, 2, 3, 4, 8, len, len + 1, u32::MAX] {
                 let inside = offset.checked_add(size).is_some_and(|end| end <= len);
-                let read = machine.host.config().get(offset, size).map(<[u8]>::len);
+                let read = machine.host.bare().config().get(offset, size).map(<[u8]>::len);
                 assert_eq!(read, inside.then_some(size as usize), "{} {offset}+{size}", kind.name);
                 if size <= 64 {
                     let data = vec![0xff; size as usize];
-                    assert_eq!(machine.host.write_config(offset, &data), inside, "{} {offset}", kind.name);
+                    assert_eq!(
+                        machine.host.bare().write_config(offset, &data),
+                        inside,
+                        "{} {offset}",
+                        kind.name
+                    );
                 }
             }
         }
@@ -132,20 +138,33 @@ fn configuration_is_read_and_written_within_its_bounds_only() {
 fn features_that_were_not_offered_are_refused_and_the_rest_works_in_any_choice() {
     for kind in KINDS {
         let mut machine = Machine::new(kind);
-        let offered = machine.host.info().features;
+        let offered = machine.host.bare().info().features;
         assert_eq!(offered & RING_FEATURES, RING_FEATURES, "{}", kind.name);
         machine.host.reset();
         for bit in 0..64 {
             let wanted = 1 << bit | VIRTIO_F_VERSION_1;
-            assert_eq!(machine.host.set_features(wanted), offered & wanted == wanted, "{} {bit}", kind.name);
+            assert_eq!(
+                machine.host.bare().set_features(wanted),
+                offered & wanted == wanted,
+                "{} {bit}",
+                kind.name
+            );
         }
-        assert!(!machine.host.set_features(offered & !VIRTIO_F_VERSION_1), "{}: legacy driver", kind.name);
+        assert!(
+            !machine.host.bare().set_features(offered & !VIRTIO_F_VERSION_1),
+            "{}: legacy driver",
+            kind.name
+        );
         for without in (0..64).map(|bit| 1u64 << bit).filter(|bit| offered & bit != 0) {
             if without != VIRTIO_F_VERSION_1 {
-                Machine::with_features(kind, !without).prove_service();
+                CARRIERS
+                    .iter()
+                    .for_each(|carrier| Machine::carried(*carrier, kind, !without).prove_service());
             }
         }
-        Machine::with_features(kind, VIRTIO_F_EVENT_IDX).prove_service();
+        for carrier in CARRIERS {
+            Machine::carried(carrier, kind, VIRTIO_F_EVENT_IDX).prove_service();
+        }
     }
 }
 
@@ -153,9 +172,9 @@ fn features_that_were_not_offered_are_refused_and_the_rest_works_in_any_choice()
 fn new_features_for_a_device_at_work_are_survived() {
     for kind in KINDS {
         let mut machine = Machine::new(kind);
-        let offered = machine.host.info().features;
+        let offered = machine.host.bare().info().features;
         for bit in (0..64).filter(|bit| offered & 1 << bit != 0) {
-            let _ = machine.host.set_features(offered & !(1 << bit));
+            let _ = machine.host.bare().set_features(offered & !(1 << bit));
             machine.kick_all();
             machine.settle();
         }

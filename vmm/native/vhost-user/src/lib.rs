@@ -17,4 +17,4 @@ mod session;
 mod shell;
 
 pub use self::server::Server;
-pub use self::shell::{Observer, ServerError, Shell, Unobserved};
+pub use self::shell::{ServerError, Shell};

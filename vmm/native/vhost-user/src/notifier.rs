@@ -5,10 +5,9 @@ use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use strato_virtio::{DeviceFault, Notification, Notifier};
+use strato_virtio::{DeviceFault, Notification, Notifier, Observer};
 
 use crate::channel::send_config_change;
-use crate::shell::Observer;
 
 /// A descriptor that the front end waits on.
 #[derive(Debug)]

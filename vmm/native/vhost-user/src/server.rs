@@ -8,9 +8,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 
-use strato_virtio::DeviceCore;
+use strato_virtio::{DeviceCore, Unobserved};
 
-use crate::shell::{ServerError, Shell, Unobserved};
+use crate::shell::{ServerError, Shell};
 
 /// One device on one socket, one front end at a time.
 pub struct Server {

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use strato_virtio::{DeviceCore, DeviceFault, DeviceHost, Worker, WorkerEnd};
+use strato_virtio::{DeviceCore, DeviceHost, Observer, Worker};
 use vhost::vhost_user::{BackendReqHandler, Error as ProtocolError};
 
 use crate::channel::{reply, take_request};
@@ -42,27 +42,6 @@ impl std::error::Error for ServerError {
         }
     }
 }
-
-/// Hears on the device's thread what the host should know of it. Must not wait.
-pub trait Observer: Send + Sync {
-    /// The driver broke the protocol; the device stands still until a reset.
-    fn faulted(&self, _fault: &DeviceFault) {}
-
-    /// The backend failed; the guest has its answer.
-    fn backend_failed(&self, _error: &io::Error) {}
-
-    /// The device changed its configuration space.
-    fn config_changed(&self) {}
-
-    /// The device's thread has ended, and the device with it.
-    fn ended(&self, _end: WorkerEnd) {}
-}
-
-/// For those who do not listen.
-#[derive(Clone, Copy, Debug)]
-pub struct Unobserved;
-
-impl Observer for Unobserved {}
 
 /// One device, one front end at a time.
 pub struct Shell {

@@ -110,7 +110,8 @@ pub trait DeviceCore: Send {
         Ok(())
     }
 
-    /// The configuration space as it is now.
+    /// The configuration space as it is now. Shells keep a copy: what changes it is announced by
+    /// [`DeviceIo::notify_config`], unless it is one of the calls below, `reset` or `restore`.
     fn config(&self) -> ConfigSpace {
         ConfigSpace::default()
     }

@@ -13,12 +13,14 @@
 
 mod chain;
 mod core;
+mod discard;
 mod events;
 mod features;
 mod host;
 mod iov;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
+mod observer;
 mod posted;
 pub mod random;
 pub mod record;
@@ -32,12 +34,14 @@ pub use self::core::{
     ConfigSpace, DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Notification, Notifier, Progress,
     RunningRing, SaveObstacle,
 };
+pub use self::discard::discard;
 pub use self::events::{Events, Interest, MAX_CORE_TOKEN, Ready};
 pub use self::features::{
     RING_FEATURES, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1, negotiated,
 };
 pub use self::host::{DeviceHost, RingStart};
 pub use self::iov::{GuestBuffers, IovecStorage, MAX_IOVECS, OwnedGuestBuffers};
+pub use self::observer::{Observer, Unobserved};
 pub use self::posted::PostedBuffers;
 pub use self::ring::{MAX_RING_SIZE, Ring, RingError, RingLayout};
 pub use self::worker::{Worker, WorkerEnd, WorkerError, panic_text};

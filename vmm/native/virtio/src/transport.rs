@@ -4,6 +4,8 @@
 //!
 //! A write outside its window changes nothing and is reported as [`Refused`]; the transport counts it.
 
+mod state;
+
 use std::fmt;
 
 use crate::core::DeviceInfo;
@@ -41,6 +43,8 @@ pub enum Refused {
     NoSuchQueue,
     /// The queue size is zero, no power of two, or above the device's maximum.
     QueueSize,
+    /// No such register, or one that cannot be written.
+    Register,
 }
 
 impl fmt::Display for Refused {
@@ -51,6 +55,7 @@ impl fmt::Display for Refused {
             Self::Queue => "Queue write outside its window",
             Self::NoSuchQueue => "Selected queue does not exist",
             Self::QueueSize => "Impossible queue size",
+            Self::Register => "No register that can be written",
         })
     }
 }
@@ -104,7 +109,6 @@ pub struct Transport {
     status: u8,
     selected: u32,
     queues: Vec<QueueSetup>,
-    config_generation: u32,
 }
 
 impl Transport {
@@ -118,7 +122,6 @@ impl Transport {
             status: 0,
             selected: 0,
             queues: info.queue_sizes.iter().map(|&size| QueueSetup::new(size)).collect(),
-            config_generation: 0,
         }
     }
 
@@ -130,6 +133,11 @@ impl Transport {
     /// Whether the device runs.
     pub fn active(&self) -> bool {
         self.status & (DRIVER_OK | DEVICE_NEEDS_RESET | FAILED) == DRIVER_OK
+    }
+
+    /// Whether the driver has set DRIVER_OK, whatever has become of the device since.
+    pub fn started(&self) -> bool {
+        self.has(DRIVER_OK)
     }
 
     fn has(&self, bits: u8) -> bool {
@@ -175,12 +183,7 @@ impl Transport {
             }
             DRIVER_OK if self.has(FEATURES_OK) => {
                 self.status |= DRIVER_OK;
-                let ready = self.queues.iter().enumerate().filter(|(_, queue)| queue.ready);
-                Ok(Effect::Activate(
-                    ready
-                        .map(|(index, queue)| (u16::try_from(index).unwrap_or(u16::MAX), queue.layout))
-                        .collect(),
-                ))
+                Ok(Effect::Activate(self.ready_queues()))
             }
             _ => Err(Refused::Status),
         }
@@ -311,22 +314,31 @@ impl Transport {
         Ok(())
     }
 
-    /// The driver makes the selected queue ready (its set-up is frozen) or, before DRIVER_OK, unready.
+    /// The driver makes the selected queue ready (its set-up is frozen) or, before DRIVER_OK, unready. That a
+    /// queue which is not ready shall not be is no change: drivers say so after a reset.
     ///
     /// # Errors
     /// [`Refused`]
     pub fn write_queue_ready(&mut self, ready: bool) -> Result<(), Refused> {
+        if !ready && self.queue().is_some_and(|queue| !queue.ready) {
+            return Ok(());
+        }
         self.queue_mut()?.ready = ready;
         Ok(())
     }
 
-    /// The configuration space changed.
-    pub fn config_changed(&mut self) {
-        self.config_generation = self.config_generation.wrapping_add(1);
+    /// Where the queues lie that the driver made ready, if the device runs.
+    pub fn running_queues(&self) -> Vec<(u16, RingLayout)> {
+        if self.active() { self.ready_queues() } else { Vec::new() }
     }
 
-    /// Changes whenever the configuration space did.
-    pub fn config_generation(&self) -> u32 {
-        self.config_generation
+    fn ready_queues(&self) -> Vec<(u16, RingLayout)> {
+        let ready = self.queues.iter().enumerate().filter(|(_, queue)| queue.ready);
+        ready.map(|(index, queue)| (u16::try_from(index).unwrap_or(u16::MAX), queue.layout)).collect()
+    }
+
+    /// The features that were settled; 0 before FEATURES_OK.
+    pub fn settled_features(&self) -> u64 {
+        if self.has(FEATURES_OK) { self.driver_features } else { 0 }
     }
 }

@@ -126,9 +126,9 @@ fn serve(mut host: DeviceHost, woken: &EventFd, inbox: Receiver<Command>) -> Wor
         if !host.take_commands_ready() {
             continue;
         }
-        // Emptied before the inbox is, so that no command is left behind without a wake-up.
-        let _ = woken.read();
-        loop {
+        // Each command is counted once, after it was sent. Those that come meanwhile wait for the next turn: what
+        // happened before a command was sent is seen before it is carried out.
+        for _ in 0..woken.read().unwrap_or(0) {
             match inbox.try_recv() {
                 Ok(command) => command(&mut host),
                 Err(std::sync::mpsc::TryRecvError::Empty) => break,

@@ -150,3 +150,67 @@ fn failure_before_driver_ok_does_not_interrupt() {
     let status = transport.status() | DRIVER_OK;
     assert_eq!(transport.write_status(status), Err(Refused::Status));
 }
+
+#[test]
+fn queue_that_is_not_ready_may_be_said_so_at_any_time() {
+    let mut transport = running();
+    transport.select_queue(0);
+    assert_eq!(transport.write_queue_ready(false), Ok(()));
+    transport.select_queue(1);
+    assert_eq!(transport.write_queue_ready(false), Err(Refused::Queue), "this one runs");
+    transport.write_status(0).unwrap();
+    assert_eq!(transport.write_queue_ready(false), Ok(()));
+    transport.select_queue(2);
+    assert_eq!(transport.write_queue_ready(false), Err(Refused::NoSuchQueue));
+}
+
+#[test]
+fn saved_registers_are_restored() {
+    let mut broken = running();
+    broken.needs_reset();
+    let mut failed = with_features();
+    failed.write_status(failed.status() | FAILED).unwrap();
+    for mut saved in [transport(), with_features(), running(), broken, failed] {
+        saved.select_queue(7);
+        saved.select_device_features(1);
+        saved.select_driver_features(3);
+        let record = saved.save();
+        let mut restored = running();
+        restored.restore(&record).unwrap();
+        assert_eq!(restored.save(), record);
+        assert_eq!(restored.status(), saved.status());
+        assert_eq!(restored.running_queues(), saved.running_queues());
+        assert_eq!(restored.settled_features(), saved.settled_features());
+        assert_eq!(restored.device_features(), saved.device_features());
+    }
+}
+
+#[test]
+fn saved_registers_that_no_driver_can_have_brought_about_are_refused() {
+    let record = running().save();
+    // Behind the header: status, features, three selectors, the number of queues; then each queue's.
+    let (status, features, queues) = (12, 13, 35);
+    let ready = queues + 27;
+    let changes: [(usize, u8); 10] = [
+        (status, 4),
+        (status, 7),
+        (status, 16 | 15),
+        (status, 3),
+        (features, 0xff),
+        (features + 7, 1),
+        (33, 3),
+        (ready, 2),
+        (ready + 1, 3),
+        (ready + 1, 16),
+    ];
+    for (at, value) in changes {
+        let mut bad = record.clone();
+        bad[at] = value;
+        let mut transport = with_features();
+        assert!(transport.restore(&bad).is_err(), "{at}: {value}");
+        assert_eq!((transport.status(), transport.settled_features()), (0, 0));
+    }
+    for len in 0..record.len() {
+        assert!(transport().restore(&record[..len]).is_err());
+    }
+}

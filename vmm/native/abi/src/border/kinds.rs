@@ -1,5 +1,8 @@
 //! The constructors and verbs of each kind of device: raw settings become the cores' own.
 
+mod balloon;
+mod console;
+
 use std::ffi::{CStr, OsStr, c_char};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -17,6 +20,9 @@ use strato_plumbing::{Failure, Result};
 use super::{Events, border, create, device_of, duplicate};
 use crate::device::Device;
 use crate::kinds::{self, Control, FsSettings, SharesControl};
+
+pub use self::balloon::*;
+pub use self::console::*;
 
 /// `strato_vmm_rng_config`.
 #[derive(Debug, Clone, Copy)]

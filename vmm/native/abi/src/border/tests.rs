@@ -4,10 +4,17 @@ use std::os::unix::net::UnixStream;
 use std::ptr::null_mut;
 
 use super::kinds::*;
+use super::machine::*;
 use super::*;
 
 const HEADER: &str = include_str!("../../include/strato_vmm.h");
-const SOURCES: [&str; 2] = [include_str!("../border.rs"), include_str!("kinds.rs")];
+const SOURCES: [&str; 5] = [
+    include_str!("../border.rs"),
+    include_str!("kinds.rs"),
+    include_str!("kinds/balloon.rs"),
+    include_str!("kinds/console.rs"),
+    include_str!("machine.rs"),
+];
 
 /// Every `strato_vmm_x(` of a text, without comments.
 fn functions(text: &str) -> BTreeSet<String> {
@@ -148,4 +155,149 @@ fn wrong_sizes_null_pointers_and_bad_values_are_refused() {
     unsafe { strato_vmm_device_destroy(null_mut()) };
     // SAFETY: null is allowed.
     unsafe { strato_vmm_events_destroy(null_mut()) };
+}
+
+/// Makes a device with the ring of an entropy device, and destroys it; what the library said.
+fn make(create: impl FnOnce(*mut Events, *mut *mut Device) -> i32, check: impl FnOnce(*mut Device)) -> i32 {
+    let owned = Owned::rng();
+    let mut device = null_mut();
+    let code = create(owned.events, &raw mut device);
+    if code == 0 {
+        check(device);
+        // SAFETY: the device was made just now, and is destroyed once.
+        unsafe { strato_vmm_device_destroy(device) };
+    }
+    code
+}
+
+#[test]
+fn consoles_are_made_of_ports_and_resized() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let port = |name: *const c_char, fd: i32| RawConsolePort {
+        name,
+        input_fd: fd,
+        output_fd: fd,
+        console: 1,
+        reserved: 0,
+    };
+    let fd = theirs.as_raw_fd();
+    let ports = [port(c"first".as_ptr(), fd), port(std::ptr::null(), -1)];
+    let long = std::ffi::CString::new("n".repeat(65)).unwrap();
+    let good = RawConsoleConfig {
+        size: size_of::<RawConsoleConfig>() as u32,
+        num_ports: 2,
+        ports: ports.as_ptr(),
+        columns: 80,
+        rows: 25,
+        reserved: 0,
+    };
+    let console = |config: RawConsoleConfig| {
+        make(
+            // SAFETY: the ring, the strings and the array are live for the call.
+            |events, ret| unsafe {
+                strato_vmm_console_create(events, 1, c"console0".as_ptr(), &raw const config, ret)
+            },
+            |device| {
+                // SAFETY: the handle is live.
+                assert_eq!(unsafe { strato_vmm_console_resize(device, 132, 50) }, 0);
+            },
+        )
+    };
+    assert_eq!(console(good), 0);
+    assert_eq!(console(RawConsoleConfig { size: 1, ..good }), -libc::EINVAL);
+    assert_eq!(console(RawConsoleConfig { num_ports: 0, ..good }), -libc::EINVAL);
+    assert_eq!(console(RawConsoleConfig { num_ports: 32, ..good }), -libc::EINVAL);
+    assert_eq!(console(RawConsoleConfig { num_ports: u32::MAX, ..good }), -libc::EINVAL);
+    assert_eq!(console(RawConsoleConfig { ports: std::ptr::null(), ..good }), -libc::EINVAL);
+    let named = [port(long.as_ptr(), fd)];
+    assert_eq!(console(RawConsoleConfig { num_ports: 1, ports: named.as_ptr(), ..good }), -libc::EINVAL);
+    let closed = [port(std::ptr::null(), i32::MAX)];
+    assert_eq!(console(RawConsoleConfig { num_ports: 1, ports: closed.as_ptr(), ..good }), -libc::EBADF);
+    let owned = Owned::rng();
+    // SAFETY: the handle is live.
+    assert_eq!(unsafe { strato_vmm_console_resize(owned.device, 1, 1) }, -libc::EINVAL);
+    // The caller's descriptors are its own still.
+    drop(theirs);
+    assert_eq!(std::io::Read::read(&mut &ours, &mut [0; 1]).unwrap(), 0);
+}
+
+#[test]
+fn balloons_are_made_and_given_a_target() {
+    let good = RawBalloonConfig {
+        size: size_of::<RawBalloonConfig>() as u32,
+        deflate_on_oom: 1,
+        reporting: 1,
+        stats_interval_s: 5,
+    };
+    let balloon = |config: RawBalloonConfig, check: fn(*mut Device)| {
+        make(
+            // SAFETY: the ring and the string are live for the call.
+            |events, ret| unsafe {
+                strato_vmm_balloon_create(events, 1, c"balloon0".as_ptr(), &raw const config, ret)
+            },
+            check,
+        )
+    };
+    let created = balloon(good, |device| {
+        // SAFETY: the handle is live.
+        assert_eq!(unsafe { strato_vmm_balloon_set_target(device, (1 << 30) + 1) }, 0);
+        // SAFETY: the handle is live.
+        assert_eq!(unsafe { strato_vmm_balloon_set_target(device, 1 << 44) }, -libc::EINVAL);
+        let mut info = RawBalloonInfo::from(strato_devices::balloon::BalloonInfo::default());
+        info.actual_bytes = 1;
+        info.stats = [0; 16];
+        // SAFETY: handle and place are live.
+        assert_eq!(unsafe { strato_vmm_balloon_get_info(device, &raw mut info) }, 0);
+        assert_eq!((info.target_bytes, info.actual_bytes, info.updated_s), (1 << 30, 0, 0));
+        assert_eq!(info.stats, [u64::MAX; 16]);
+        // SAFETY: null is checked.
+        assert_eq!(unsafe { strato_vmm_balloon_get_info(device, null_mut()) }, -libc::EINVAL);
+    });
+    assert_eq!(created, 0);
+    assert_eq!(balloon(RawBalloonConfig { size: 2, ..good }, |_| ()), -libc::EINVAL);
+    let owned = Owned::rng();
+    // SAFETY: the handle is live.
+    assert_eq!(unsafe { strato_vmm_balloon_set_target(owned.device, 0) }, -libc::EINVAL);
+}
+
+#[test]
+fn machine_calls_refuse_null_pointers_and_wrong_sizes() {
+    let owned = Owned::rng();
+    let none = null_mut();
+    // SAFETY: null is checked by each of the functions.
+    let codes = unsafe {
+        [
+            strato_vmm_machine_add_memory(none, std::ptr::null()),
+            strato_vmm_machine_add_platform(none, std::ptr::null()),
+            strato_vmm_machine_add_slot(none, std::ptr::null()),
+            strato_vmm_machine_plug(none, 0, owned.device),
+            strato_vmm_machine_unplug(none, 0),
+            strato_vmm_machine_add_cpus(none),
+            strato_vmm_machine_load(none, std::ptr::null()),
+            strato_vmm_machine_resume(none),
+            strato_vmm_machine_pause(none, 1),
+            strato_vmm_machine_reset(none),
+            strato_vmm_machine_power_button(none),
+            strato_vmm_machine_set_generation(none, std::ptr::null()),
+            strato_vmm_machine_cpus(none, null_mut(), 0, null_mut()),
+            strato_vmm_machine_metrics(none, null_mut(), 0, null_mut()),
+            strato_vmm_probe(0, null_mut(), 0, null_mut()),
+        ]
+    };
+    assert_eq!(codes, [-libc::EINVAL; 15]);
+    // SAFETY: null is allowed.
+    unsafe { strato_vmm_machine_destroy(none) };
+    let mut machine = null_mut();
+    let config = RawMachineConfig { size: 3, kvm_fd: -1, num_cpus: 1, threads_per_core: 1 };
+    let create = |config: *const RawMachineConfig, ret| {
+        // SAFETY: ring and strings are live, and null is checked.
+        unsafe { strato_vmm_machine_create(owned.events, 1, c"vm".as_ptr(), config, ret) }
+    };
+    assert_eq!(create(&raw const config, &raw mut machine), -libc::EINVAL);
+    let size = size_of::<RawMachineConfig>() as u32;
+    let config = RawMachineConfig { size, ..config };
+    assert_eq!(create(&raw const config, &raw mut machine), -libc::EBADF);
+    assert_eq!(create(&raw const config, null_mut()), -libc::EINVAL);
+    assert_eq!(create(std::ptr::null(), &raw mut machine), -libc::EINVAL);
+    assert!(machine.is_null());
 }

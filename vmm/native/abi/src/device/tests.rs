@@ -1,8 +1,11 @@
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
+use strato_virtio::mock::guest_ram;
+use strato_virtio::thread::spawn;
 use strato_virtio::{DeviceFault, RING_FEATURES, record::RecordError};
-use strato_virtio::{DeviceInfo, DeviceIo, Progress};
+use strato_virtio::{DeviceInfo, DeviceIo, Progress, VIRTIO_F_VERSION_1};
+use strato_virtio_mmio::mock::{MockDriver, NEEDS_RESET};
 
 use super::*;
 use crate::events::{Event, LIBRARY_TAG, report_panics};
@@ -69,7 +72,7 @@ const RESET: [u8; 12] = [4, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0];
 fn a_panic_of_a_device_is_an_event_and_goes_no_further() {
     let ring = Arc::new(EventRing::new().unwrap());
     report_panics(&ring);
-    let device = Device::new("faulty0", faulty(), Reporter::new(Arc::clone(&ring), 5)).unwrap();
+    let device = Device::new("faulty0", faulty(), Reporter::new(Arc::clone(&ring), 5));
     let (ours, theirs) = UnixStream::pair().unwrap();
     device.serve(theirs.into()).unwrap();
 
@@ -106,7 +109,7 @@ fn listener(name: &str) -> (UnixListener, std::path::PathBuf) {
 fn of_a_socket_that_listens_the_first_connection_is_served_and_no_other() {
     let (socket, path) = listener("first");
     let ring = Arc::new(EventRing::new().unwrap());
-    let device = Device::new("net0", faulty(), Reporter::new(ring, 1)).unwrap();
+    let device = Device::new("net0", faulty(), Reporter::new(ring, 1));
     device.serve(socket.into()).unwrap();
     let ours = UnixStream::connect(&path).unwrap();
     // GET_FEATURES, version 1.
@@ -123,8 +126,83 @@ fn device_to_which_nobody_came_ends() {
     let (socket, path) = listener("nobody");
     std::fs::remove_file(path).unwrap();
     let ring = Arc::new(EventRing::new().unwrap());
-    let device = Device::new("net0", faulty(), Reporter::new(Arc::clone(&ring), 1)).unwrap();
+    let device = Device::new("net0", faulty(), Reporter::new(Arc::clone(&ring), 1));
     device.serve(socket.into()).unwrap();
     drop(device);
     assert!(ring.take(9).iter().all(|event| event.kind == EventKind::FrontEndGone));
+}
+
+fn rng(ring: Arc<EventRing>) -> Device {
+    let parts = crate::kinds::rng(strato_devices::rng::RngConfig::default()).unwrap();
+    Device::new("rng0", parts, Reporter::new(ring, 3))
+}
+
+/// A driver gets its random bytes.
+fn prove_service(device: &Arc<MmioDevice>) {
+    let ram = guest_ram(1 << 20);
+    device.set_memory(Arc::clone(&ram)).unwrap();
+    let driver = MockDriver::new(Arc::clone(device));
+    let mut queues = driver.begin(&ram, VIRTIO_F_VERSION_1);
+    queues[0].offer(&[(0x8000, 64, true)]).unwrap();
+    driver.kick(0);
+    assert_eq!(driver.wait("random bytes", || queues[0].take_used()).1, 64);
+}
+
+#[test]
+fn a_device_is_plugged_into_one_machine_after_the_other() {
+    let device = rng(Arc::new(EventRing::new().unwrap()));
+    let first = device.plug().unwrap();
+    prove_service(&first);
+    assert_eq!(device.plug().err().unwrap().errno(), libc::EBUSY);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    assert_eq!(device.serve(theirs.into()).unwrap_err().errno(), libc::EBUSY);
+    drop(ours);
+
+    device.unplugged();
+    assert_eq!(device.plug().err().unwrap().errno(), libc::EBUSY, "the machine has it still");
+    drop(first);
+    let second = device.plug().unwrap();
+    assert_eq!(MockDriver::new(Arc::clone(&second)).status(), 0);
+    prove_service(&second);
+    // A machine that ends without a word.
+    drop(second);
+    prove_service(&device.plug().unwrap());
+
+    let counters = device.counters();
+    assert!(counters.contains(&("bytes", 3 * 64)), "{counters:?}");
+    assert!(counters.contains(&("refused_accesses", 0)), "{counters:?}");
+}
+
+#[test]
+fn an_unplugged_device_lets_go_of_guest_memory() {
+    let device = rng(Arc::new(EventRing::new().unwrap()));
+    let plugged = device.plug().unwrap();
+    let ram = guest_ram(1 << 20);
+    plugged.set_memory(Arc::clone(&ram)).unwrap();
+    MockDriver::new(Arc::clone(&plugged)).begin(&ram, VIRTIO_F_VERSION_1);
+    assert_eq!(Arc::strong_count(&ram), 2);
+    device.unplugged();
+    assert_eq!(Arc::strong_count(&ram), 1);
+}
+
+#[test]
+fn a_served_device_belongs_to_no_machine() {
+    let device = rng(Arc::new(EventRing::new().unwrap()));
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    device.serve(theirs.into()).unwrap();
+    assert_eq!(device.plug().err().unwrap().errno(), libc::EBUSY);
+    drop(ours);
+    assert!(device.counters().iter().all(|(name, _)| *name != "refused_accesses"));
+}
+
+#[test]
+fn a_plugged_device_outlives_its_handle_and_a_panic_of_it_is_an_event() {
+    let ring = Arc::new(EventRing::new().unwrap());
+    let device = Device::new("faulty0", faulty(), Reporter::new(Arc::clone(&ring), 6));
+    let plugged = device.plug().unwrap();
+    drop(device);
+    let driver = MockDriver::new(Arc::clone(&plugged));
+    driver.set_status(0);
+    assert_eq!(wait_for_panic(&ring, 6).text, "On purpose");
+    assert_eq!(driver.status(), NEEDS_RESET);
 }

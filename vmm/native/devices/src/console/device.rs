@@ -33,7 +33,7 @@ const CONTROL_RX: u16 = 2;
 const CONTROL_TX: u16 = 3;
 
 /// Most ports; Linux numbers its queues with 16 bits and nobody has more terminals.
-const MAX_PORTS: usize = 31;
+pub const MAX_PORTS: usize = 31;
 const MAX_NAME: usize = 64;
 
 /// Tokens: two for each port, then the control handle's.
@@ -264,9 +264,9 @@ impl Console {
     fn take_changes(&mut self, io: &DeviceIo<'_>) {
         let Some(size) = self.control.take() else { return };
         self.size = size;
-        if !self.multiport {
-            io.notify_config();
-        } else if let Some(port) = self.ports.first_mut() {
+        // With several ports there is a message for it too, but the configuration has changed all the same.
+        io.notify_config();
+        if let Some(port) = self.ports.first_mut().filter(|_| self.multiport) {
             port.due.resize = port.driver.ready;
         }
     }

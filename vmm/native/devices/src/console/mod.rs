@@ -16,5 +16,5 @@ mod tests;
 
 pub use self::backend::PortConfig;
 pub use self::control::ConsoleControl;
-pub use self::device::{Console, ConsoleConfig};
+pub use self::device::{Console, ConsoleConfig, MAX_PORTS};
 pub use self::metrics::ConsoleMetrics;

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use strato_devices::console::{Console, ConsoleConfig, PortConfig};
+use strato_devices::console::{Console, ConsoleConfig, ConsoleControl, PortConfig};
 use strato_virtio::DeviceCore;
 
 use crate::choices::Choices;
@@ -19,6 +19,7 @@ const CONTROL_TRANSMIT: u16 = 3;
 struct Terminals {
     /// The host's end and the device's end of each port.
     ports: Vec<(UnixStream, UnixStream)>,
+    control: Option<ConsoleControl>,
 }
 
 pub(crate) fn make() -> Box<dyn Subject> {
@@ -27,7 +28,7 @@ pub(crate) fn make() -> Box<dyn Subject> {
         host.set_nonblocking(true).unwrap();
         (host, device)
     };
-    Box::new(Terminals { ports: vec![pair(), pair()] })
+    Box::new(Terminals { ports: vec![pair(), pair()], control: None })
 }
 
 impl Subject for Terminals {
@@ -39,7 +40,9 @@ impl Subject for Terminals {
             input: end(device),
             output: end(device),
         });
-        Box::new(Console::new(ConsoleConfig { ports: ports.collect(), size: (80, 25) }).unwrap())
+        let console = Console::new(ConsoleConfig { ports: ports.collect(), size: (80, 25) }).unwrap();
+        self.control = Some(console.control());
+        Box::new(console)
     }
 
     fn queues(&self) -> &'static [QueueUse] {
@@ -71,6 +74,10 @@ impl Subject for Terminals {
     }
 
     fn host_acts(&mut self, choices: &mut Choices<'_>) {
+        if choices.once_in(8) {
+            let size = choices.number();
+            return self.control.as_ref().unwrap().resize(size as u16, (size >> 16) as u16).unwrap();
+        }
         let host = &mut self.ports[choices.below(2) as usize].0;
         // Full or empty is as good.
         if choices.once_in(2) {
@@ -81,7 +88,7 @@ impl Subject for Terminals {
     }
 
     fn probe(&mut self, machine: &mut Machine) {
-        if machine.host.features() & VIRTIO_CONSOLE_F_MULTIPORT != 0 {
+        if machine.features() & VIRTIO_CONSOLE_F_MULTIPORT != 0 {
             // DEVICE_READY, PORT_READY, PORT_OPEN.
             for event in [0u16, 3, 6] {
                 let mut message = vec![0; 4];
@@ -97,7 +104,7 @@ impl Subject for Terminals {
         let mut heard = Vec::new();
         while !heard.ends_with(b"from the guest") {
             assert!(std::time::Instant::now() < deadline, "nothing from the guest");
-            machine.host.turn(1).unwrap();
+            machine.host.turn(1);
             let mut part = [0; 4096];
             if let Ok(count) = host.read(&mut part) {
                 heard.extend_from_slice(&part[..count]);

@@ -1,5 +1,6 @@
 //! The devices, each with a host side of its own.
 
+pub(crate) mod balloon;
 pub(crate) mod block;
 pub(crate) mod console;
 pub(crate) mod fs;

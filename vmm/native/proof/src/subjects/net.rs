@@ -98,7 +98,7 @@ impl Subject for Cable {
         let mut got = [0; 4000];
         let len = self.far.read(&mut got).unwrap();
         assert_eq!(got[..len], sent);
-        if machine.host.features() & VIRTIO_NET_F_CTRL_VQ != 0 {
+        if machine.features() & VIRTIO_NET_F_CTRL_VQ != 0 {
             // Promiscuous mode, on.
             assert_eq!(machine.ask(2, &[0, 0, 1], 1), [0]);
         }

@@ -1,0 +1,76 @@
+"""The objects of vmm.devices that no engine uses yet, on the real library."""
+
+import os
+
+import pytest
+
+from vmm.devices import BalloonDevice, ConsoleDevice, ConsolePort, EventRing, balloon, console, rng
+
+pytestmark = pytest.mark.unit
+
+
+def test_console_with_ports_is_made_resized_and_lets_go_of_its_descriptors() -> None:
+    ours, theirs = os.openpty()
+    ports = [ConsolePort(name="first", input_fd=theirs, output_fd=theirs), ConsolePort(name="silent")]
+    with EventRing() as events, console(events, 1, "console0", ports=ports) as device:
+        assert device.metrics()["tx_bytes"] == 0
+        device.resize(132, 50)
+    os.close(theirs)
+    # Nobody has the other end any more.
+    with pytest.raises(OSError, match="Input/output error"):
+        os.read(ours, 1)
+    os.close(ours)
+
+
+@pytest.mark.parametrize(
+    ("ports", "words"),
+    [
+        ([], "1 to 31 ports, not 0"),
+        ([ConsolePort()] * 32, "1 to 31 ports, not 32"),
+        ([ConsolePort(name="n" * 65)], "more than 64 bytes"),
+        ([ConsolePort(input_fd=2**31 - 1)], "Cannot duplicate a descriptor"),
+    ],
+)
+def test_console_that_cannot_be_is_refused_with_the_reason(ports: list[ConsolePort], words: str) -> None:
+    with EventRing() as events, pytest.raises(OSError, match=words):
+        console(events, 1, "console0", ports=ports)
+
+
+def test_console_port_name_with_a_nul_byte_is_refused() -> None:
+    with EventRing() as events, pytest.raises(ValueError, match="NUL"):
+        console(events, 1, "console0", ports=[ConsolePort(name="a\0b")])
+
+
+def test_only_a_console_is_resized() -> None:
+    with EventRing() as events:
+        device = rng(events, 1, "rng0", rate=1, burst=1)
+        disguised = ConsoleDevice(device._open())
+        with pytest.raises(OSError, match="no console"):
+            disguised.resize(1, 1)
+        disguised.abandon()
+        device.close()
+
+
+def test_balloon_has_its_target_and_knows_nothing_of_a_guest_that_is_not_there() -> None:
+    with EventRing() as events, balloon(events, 1, "balloon0", stats_interval_s=5) as device:
+        device.set_target((64 << 20) + 1)
+        info = device.info()
+        assert (info.target_bytes, info.actual_bytes, info.updated_s, info.stats) == (64 << 20, 0, 0, {})
+        assert (info.reported_bytes, info.discarded_bytes) == (0, 0)
+        assert device.metrics()["inflated_pages"] == 0
+        with pytest.raises(OSError, match=r"cannot have 17592186044416 bytes"):
+            device.set_target(1 << 44)
+        with pytest.raises(OverflowError):
+            device.set_target(-1)
+
+
+def test_only_a_balloon_has_a_target() -> None:
+    with EventRing() as events:
+        device = rng(events, 1, "rng0", rate=1, burst=1)
+        disguised = BalloonDevice(device._open())
+        with pytest.raises(OSError, match="no balloon"):
+            disguised.set_target(0)
+        with pytest.raises(OSError, match="no balloon"):
+            disguised.info()
+        disguised.abandon()
+        device.close()

@@ -1,0 +1,29 @@
+//! What differs between architectures.
+//!
+//! The machine says `arch::load` and never the name of an architecture. Each folder here provides, under these names:
+//!
+//! | name | called | does |
+//! |---|---|---|
+//! | `Topology` | once | how many processors, in what cores; refuses what the architecture cannot number |
+//! | `prepare_vm` | before the interrupt controller and the first vCPU | what belongs to the VM as a whole |
+//! | `InterruptController`, `LINES` | before the first vCPU | lines for devices |
+//! | `CpuModel::new` | once | which processor the guest sees |
+//! | `configure_vcpu` | once per vCPU | gives it that processor |
+//! | `reset_vcpu` | before every boot, per vCPU | its state at power-on |
+//! | `load` | before every boot | kernel, initrd, command line, memory map, firmware tables, into fresh RAM |
+//! | `enter` | after `load` | the registers of the vCPU that runs the kernel's entry |
+//!
+//! `probe_guest` is the code that finds out whether this host can run guests at all.
+//!
+//! A boot is the same calls in the same order the first time and after a reset of the guest.
+
+mod board;
+#[cfg(target_arch = "x86_64")]
+pub mod x86_64;
+
+pub use self::board::{Board, Boot, EntryChoice, SlotPlace};
+#[cfg(target_arch = "x86_64")]
+pub use self::x86_64::{
+    BootEntry, CpuModel, InterruptController, LINES, Topology, configure_vcpu, enter, load, prepare_vm,
+    probe_guest, reset_vcpu,
+};

@@ -1,0 +1,7 @@
+//! Kernels as they should be, kernels that lie, and kernels that are anything.
+
+mod bzimage;
+mod elf;
+mod files;
+mod mutation;
+mod started;

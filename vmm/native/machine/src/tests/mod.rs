@@ -1,0 +1,9 @@
+//! Tiny guests on real KVM. They run wherever /dev/kvm opens, and say that they were skipped where it does not.
+
+mod exits;
+mod guest;
+mod interrupts;
+mod machine;
+mod memory;
+mod pause;
+mod probe;
