@@ -17,9 +17,12 @@ from tests.framework.runtime import Runtime, runtime_under_test
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "session_daemon" in metafunc.fixturenames:
         kinds = getattr(metafunc.module, "DAEMONS", DEFAULT_DAEMONS)
-        if metafunc.config.getoption("--every-daemon") or metafunc.config.getoption("--full"):
+        every = metafunc.config.getoption("--every-daemon") or metafunc.config.getoption("--full")
+        if every:
             kinds = ALL_DAEMONS
-        if not runtime_under_test().is_strato:
+        # Not every day: a race of containerd's own (docs/limitations.md) loses one gRPC container in ten on a
+        # machine that has other work.
+        if not every or not runtime_under_test().is_strato:
             kinds = tuple(kind for kind in kinds if not kind.endswith("-grpc"))
         metafunc.parametrize("session_daemon", kinds, indirect=True, scope="session")
 

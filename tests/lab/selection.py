@@ -1,8 +1,8 @@
 """Which tests run in the KVM lab: the one list to change.
 
-`make test` runs CORE, `make test-full` every test of FOLDERS but TOO_LONG, both on containerd 2.3 alone: what
-differs between daemons does not depend on the engine. An entry is the beginning of a test's node id: a file,
-a class, a function with all its parameters, or one of these.
+`make test-lab` runs CORE, `make test-full` every test of FOLDERS but TOO_LONG, both on containerd 2.3 alone:
+what differs between daemons does not depend on the engine. An entry is the beginning of a test's node id: a
+file, a class, a function with all its parameters, or one of these.
 """
 
 import re

@@ -13,7 +13,7 @@ from tests.framework.daemons import DaemonOptions, TestDaemon
 from tests.framework.runtime import STRATO, Runtime, runtime_under_test
 from tools.containerd import scratch_directory
 
-from . import bench, devices
+from . import bench, devices, machine
 from .report import say
 
 CONTAINERS = "containers"
@@ -22,6 +22,7 @@ GROUPS: dict[str, Callable[[int], list[str]]] = {
     "block": devices.block,
     "vsock": devices.vsock,
     "net": devices.net,
+    "machine": machine.machine,
 }
 
 

@@ -3,13 +3,15 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 # A mapping's first line: address range, permissions, offset, device, inode, then perhaps a name.
 _HEADER = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \S+\s*(.*)$")
-# Guest RAM is a memfd (MachinePlan), so its mappings carry that name wherever they are mapped.
+# Guest RAM of engine tcg is a memfd, so its mappings carry that name wherever they are mapped.
 _GUEST_RAM = re.compile(r"/memfd:(?!strato-shim)")
+_RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ")
 
 
 @dataclass(frozen=True)
@@ -23,12 +25,26 @@ class Memory:
 
 def of_process(pid: int) -> Memory:
     """Reads one process. Raises OSError when it has gone."""
+    return _read(pid, lambda line, name: bool(_GUEST_RAM.search(name)))
+
+
+def of_guest_process(pid: int, ram_bytes: int) -> Memory:
+    """Reads one process whose guest RAM is a mapping of just that size. Raises OSError when it has gone."""
+
+    def is_ram(line: str, _: str) -> bool:
+        bounds = _RANGE.match(line)
+        return bounds is not None and int(bounds[2], 16) - int(bounds[1], 16) == ram_bytes
+
+    return _read(pid, is_ram)
+
+
+def _read(pid: int, is_guest_ram: Callable[[str, str], bool]) -> Memory:
     private = proportional = guest_ram = 0
     is_ram = False
     for line in (Path("/proc") / str(pid) / "smaps").read_text(errors="replace").splitlines():
         header = _HEADER.match(line)
         if header:
-            is_ram = bool(_GUEST_RAM.search(header[1]))
+            is_ram = is_guest_ram(line, header[1])
             continue
         key, _, value = line.partition(":")
         if key == "Rss" and is_ram:

@@ -6,6 +6,7 @@
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use strato_plumbing::{Failure, Result};
+use strato_virtio::transport::status;
 use strato_virtio_mmio::MmioDevice;
 
 use crate::bus::BusDevice;
@@ -59,13 +60,14 @@ impl Slot {
         self.content().clone()
     }
 
-    /// Whether a driver of the guest has taken the device up.
+    /// Whether a driver of the guest has taken the device up. That the guest knows of the device is none: Linux
+    /// says so again when its driver has let go (drivers/virtio/virtio.c, virtio_dev_remove).
     pub(crate) fn is_driven(&self) -> bool {
-        let mut status = [0; 4];
+        let mut bytes = [0; 4];
         if let Some(device) = self.content().as_ref() {
-            device.read(STATUS, &mut status);
+            device.read(STATUS, &mut bytes);
         }
-        status != [0; 4]
+        u32::from_le_bytes(bytes) & u32::from(status::DRIVER) != 0
     }
 
     /// Connects a device, which has its memory already, and lets the guest see it.

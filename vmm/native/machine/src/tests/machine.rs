@@ -110,6 +110,7 @@ fn devices_come_and_go_while_the_guest_runs() {
 fn device_that_the_guest_drives_is_not_taken_away_until_the_guest_has_ended() {
     let code = code!(
         "mov dword ptr [0xc0000070], 1", // ACKNOWLEDGE
+        "mov dword ptr [0xc0000070], 3", // and DRIVER
         "mov dword ptr [0x300000], 1",
         "mov edx, 0x600",
         "2:",
@@ -127,6 +128,22 @@ fn device_that_the_guest_drives_is_not_taken_away_until_the_guest_has_ended() {
     assert!(failure.to_string().starts_with("The guest has a driver for device rng0: unbind it first"));
     owned.machine.power_button().unwrap();
     assert_eq!(owned.event(), MachineEvent::TripleFault);
+    owned.machine.unplug(0).unwrap();
+}
+
+#[test]
+fn device_that_the_guest_only_knows_of_can_be_taken_away() {
+    let code = code!(
+        "mov dword ptr [0xc0000070], 1", // ACKNOWLEDGE, as Linux leaves it behind
+        "mov dword ptr [0x300000], 1",
+        "2:",
+        "jmp 2b",
+    );
+    let Some(owned) = Owned::built(1) else { return };
+    owned.machine.plug(0, rng("rng0")).unwrap();
+    owned.machine.load(&boot(code)).unwrap();
+    owned.machine.resume().unwrap();
+    owned.becomes(WORD, 1);
     owned.machine.unplug(0).unwrap();
 }
 
