@@ -42,6 +42,19 @@ mount --bind "$(cat $share/modules)" /lib/modules
 hostname strato-lab
 ip link set lo up
 
+# Some VM is alive as long as the host, with a processor and its APIC, and without. The kernel patches the code of its
+# scheduler for the first VM and after the last one; the emulator's other processors may go on with the code between
+# (QEMU before 8.1 translates a page without holding it), which is a breakpoint, for ever. One host in some hundred VMs.
+python3 -IS -c '
+import fcntl, os, signal
+CREATE_VM, CREATE_VCPU, CREATE_IRQCHIP = 0xAE01, 0xAE41, 0xAE60
+kvm = os.open("/dev/kvm", os.O_RDWR)
+machines = [fcntl.ioctl(kvm, CREATE_VM, 0) for _ in range(2)]
+fcntl.ioctl(machines[0], CREATE_IRQCHIP, 0)
+processors = [fcntl.ioctl(machine, CREATE_VCPU, 0) for machine in machines]
+signal.pause()
+' &
+
 # Signs of life: each processor in turn has to start a program and to print.
 cpus=$(nproc)
 cpu=0
