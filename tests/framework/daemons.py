@@ -88,6 +88,12 @@ class TestDaemon:
             shutil.rmtree(self.directory, ignore_errors=True)
             self._remove_cgroups()
 
+    def log_lines(self, begin: int) -> list[str]:
+        """What containerd has logged beyond its log's first `begin` bytes."""
+        with self.containerd.log_path.open("rb") as log:
+            log.seek(begin)
+            return log.read().decode(errors="replace").splitlines()
+
     def write_config(self, **sections: Mapping[str, object]) -> None:
         """Writes the runtime's configuration: the daemon's own settings with those of `sections`
         over them.
