@@ -14,7 +14,7 @@ VENV := build/venv/bin/python
 INSTALL := --prefix=$(PREFIX) --python=$(INSTALL_PYTHON) $(if $(DESTDIR),--destdir=$(DESTDIR))
 
 .DEFAULT_GOAL := help
-.PHONY: help check build kernel venv test-tools test test-full test-lab soak fuzz coverage lint format bench demo install uninstall wheel \
+.PHONY: help check build kernel venv test-tools test test-full test-lab soak fuzz miri coverage lint format bench demo install uninstall wheel \
 	kernel-report lock cache clean distclean
 
 help: ## list the targets
@@ -54,6 +54,9 @@ bench: build test-tools ## speed and memory, as ratios within one run
 
 fuzz: ## fuzz device cores, saved state, registers and vhost-user (SECONDS=60 for each target; TARGETS="vsock rng")
 	@$(TOOLS) fuzz --seconds=$(SECONDS) $(TARGETS)
+
+miri: ## look for undefined behaviour in rings and parsers (needs rustup's nightly miri)
+	@$(TOOLS) miri
 
 coverage: ## print which lines of the native crates are run by their tests (needs rustup's llvm-tools)
 	@$(TOOLS) coverage

@@ -67,6 +67,13 @@ def _coverage(_: argparse.Namespace) -> None:
     coverage.coverage(Cache())
 
 
+def _miri(_: argparse.Namespace) -> None:
+    from . import miri
+
+    prerequisites.check()
+    miri.miri(Cache())
+
+
 def _venv(_: argparse.Namespace) -> None:
     from . import product
 
@@ -147,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     fuzz.add_argument("--seconds", type=int, default=60, help="for each target (default 60)")
     fuzz.add_argument("targets", nargs="*", help="default: all")
     verb("coverage", _coverage, "show which lines of the native crates their tests run")
+    verb("miri", _miri, "run the tests of the native crates that Miri can run")
     verb("lock", _lock, "renew the lock files of the Python packages")
     verb("demo", _demo, "run a container in a microVM and show it")
     for name, call, text in (
