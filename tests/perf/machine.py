@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.framework import guest_image
-from tests.framework.busy_vm import COMMAND
 from tests.framework.patience import patient
 from tests.framework.vhost_devices import process_cpu_ns
 from vmm import paths
@@ -27,6 +26,7 @@ from vmm.config import BoardName, BootConfig, ConsoleConfig, EngineName, MemoryC
 from vmm.decoding import dump
 from vmm.engines import probe
 from vmm.engines.traits import traits
+from vmm.jail import view
 from vmm.log import Level, Log
 
 from .measure import interleave, ratio, series
@@ -72,7 +72,7 @@ def machine(rounds: int) -> list[str]:
             spare_slots=0,
         )
         (directory / "vm.json").write_text(dump(config))
-        ours = [*COMMAND, "--config", str(directory / "vm.json"), "--log-level", "error"]
+        ours = [*view.command(), "--config", str(directory / "vm.json"), "--log-level", "error"]
         theirs = qemu(board(BoardName.MICROVM).plan(config, traits(EngineName.KVM, config, Log())))
         for file in (config.boot.kernel, paths.library_dir() / "libstrato_vmm.so", paths.qemu()):
             file.read_bytes()  # into the page cache
