@@ -22,7 +22,7 @@ OF_ENGINE = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def vm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vm]:
     """A VM whose devices have all had work."""
     with busy_vm(tmp_path_factory.mktemp("busy")) as busy:
