@@ -10,7 +10,7 @@ from pathlib import Path
 from vmm.config import DriveConfig, JailConfig, NetConfig, ShareConfig, VsockConfig
 from vmm.sys import open_tap
 
-from . import guest_image, guest_programs
+from . import bytecode, guest_image, guest_programs
 from .vm import Vm, vm_factory
 
 SHARES = ("one", "two")
@@ -60,6 +60,7 @@ class BusyVm:
 @contextmanager
 def busy_vm(directory: Path) -> Iterator[BusyVm]:
     """Boots it with its files in `directory`; everything has worked once."""
+    bytecode.compile_packages()
     with ExitStack() as stack:
         programs = {
             name: guest_programs.compile_static(name, directory) for name in ("io_bench", "stream_bench")

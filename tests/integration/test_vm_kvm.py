@@ -12,7 +12,9 @@ import pytest
 from tests.framework import tiny_kernel
 from tests.framework.command import eventually
 from tests.framework.vm import DEADLINE_S, Vm, VmFactory, with_boot
+from vmm.boards.microvm import PLATFORM
 from vmm.config import CpuConfig, MemoryBackend, MemoryConfig, SerialConfig, VmConfig
+from vmm.engines.kvm import GENERATION_SIZE
 from vmm.exit_report import ExitCode, ExitKind
 
 pytestmark = [
@@ -62,7 +64,30 @@ def test_guest_runs_in_other_memory_than_the_default(vms: VmFactory, backend: Me
 
     assert vm.ask("echo hello") == "hello"
     # What the guest writes stays its own.
-    assert not any(file.read_bytes())
+    assert file.read_bytes().strip(bytes(1)) == b""
+
+
+def test_generation_is_the_vms_own_and_outlives_a_reset(vms: VmFactory) -> None:
+    def generation(vm: Vm) -> bytes:
+        """What the guest finds at the place that the board's plan gives it (VMGenID)."""
+        (ram,) = (
+            entry
+            for entry in Path(f"/proc/{vm.process.pid}/fd").iterdir()
+            if "memfd:strato-ram" in str(entry.readlink())
+        )
+        with ram.open("rb") as file:
+            return os.pread(file.fileno(), GENERATION_SIZE, PLATFORM.generation_addr)
+
+    memory = MemoryConfig(size_mib=96, backend=MemoryBackend.MEMFD)
+    vm, other = (vms.boot(replace(vms.config(), memory=memory)) for _ in range(2))
+    first = generation(vm)
+    with vm.qmp() as qmp:
+        qmp.execute("system_reset")
+    vm.wait_ready()
+
+    assert first not in (generation(other), bytes(GENERATION_SIZE))
+    assert generation(vm) == first
+    assert "STRT0001:00" in vm.ask("list /sys/bus/platform/drivers/vmgenid").split()
 
 
 def test_serial_port_carries_the_boot_messages(vms: VmFactory) -> None:

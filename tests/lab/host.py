@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
+from tests.framework import bytecode
 from tests.framework.debian_kernel import DebianKernel
 from tests.framework.runtime import CHECKOUT, MissingToolError
 from tools import image
@@ -154,6 +155,7 @@ class LabHost:
         return LostHostError("\n".join([f"Test host {why}; {alive}", *logs]))
 
     def _start(self) -> None:
+        bytecode.compile_packages()
         kernel = DebianKernel.installed()
         archive = initramfs.build(image.find_busybox(), kernel.load_order(*initramfs.MODULES))
         initrd = self.directory / "initramfs"

@@ -13,8 +13,11 @@ from vmm.config import EngineName
 RESULTS_VARIABLE = "STRATO_LAB_RESULTS"
 """Environment variable of the command: a folder whose content is carried out of the test host."""
 
-# What belongs to a session or a folder of the machine that the test host does not have.
-_DROPPED = re.compile(r"TMPDIR|XDG_RUNTIME_DIR|SSH_.*|DBUS_.*|DISPLAY|PWD|OLDPWD|SHLVL|_")
+# What belongs to a session or a folder of the machine that the test host does not have. Nothing that is
+# written there survives, so Python may write bytecode, without which every start of a program is slow.
+_DROPPED = re.compile(
+    r"TMPDIR|XDG_RUNTIME_DIR|SSH_.*|DBUS_.*|DISPLAY|PWD|OLDPWD|SHLVL|_|PYTHONDONTWRITEBYTECODE"
+)
 _PATIENCE = "5"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 

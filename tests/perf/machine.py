@@ -2,19 +2,23 @@
 
 Needs a usable /dev/kvm; without one it runs in the KVM lab (tests/lab). Each sample is one process from its
 start until the guest's init speaks: time, processor time, exits of the vCPU by kind, system calls, and the
-private memory that the process then holds beside the guest's RAM.
+private memory that the process then holds beside the guest's RAM. Then it is paused a few times, and left
+alone.
 """
 
 import contextlib
 import os
 import select
 import signal
+import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.framework import guest_image
@@ -26,16 +30,30 @@ from vmm.config import BoardName, BootConfig, ConsoleConfig, EngineName, MemoryC
 from vmm.decoding import dump
 from vmm.engines import probe
 from vmm.engines.traits import traits
-from vmm.jail import view
 from vmm.log import Level, Log
+from vmm.qmp.client import QmpClient
 
 from .measure import interleave, ratio, series
-from .memory import of_guest_process
+from .memory import Memory, of_bare_interpreter, of_guest_process
 from .report import say
 
 MEMORY_MIB = 128
 READY = b"=> ready"
 DEADLINE_S = 120.0
+SETTLE_S, IDLE_S = 3.0, 5.0
+PAUSES = 10
+
+NATIVE_BUDGET, WHOLE_BUDGET, PRIVATE_BUDGET_MIB = 0.9, 1.3, 12
+FEWER = 1.0
+
+# As the installed launcher starts it; tells on standard error when Python itself was up.
+_STRATO_VMM = [
+    sys.executable,
+    "-IS",
+    "-c",
+    f"import os, sys; sys.path[:0] = {[str(Path(__file__).parents[2]), *sys.path[-1:]]!r}; "
+    "from vmm import __main__ as vmm; os.write(2, str(vmm.STARTED_AT).encode()); sys.exit(vmm.main())",
+]
 
 _KVM_DEBUG = Path("/sys/kernel/debug/kvm")
 _TRACING = Path("/sys/kernel/debug/tracing")
@@ -43,18 +61,35 @@ _SYSCALLS = _TRACING / "events/raw_syscalls/sys_enter"
 
 
 @dataclass(frozen=True)
+class Side:
+    """One of the two: its command line, where it serves QMP, and whether it tells when it had started."""
+
+    command: Sequence[str]
+    qmp: Path
+    tells_start: bool = False
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One boot, up to the first word from user space."""
+    """One life: up to the first word from user space, then pauses, then rest."""
 
     seconds: float
+    native_seconds: float
+    """From the configuration's being read."""
     cpu_seconds: float
-    private_kib: int
+    memory: Memory
     exits: dict[str, int]
     syscalls: int
+    pause_seconds: float
+    idle_exits_per_s: float
+
+    def exits_of(self, kind: str) -> int:
+        """How many exits of that kind there were until user space."""
+        return self.exits.get(kind, 0)
 
 
 def machine(rounds: int) -> list[str]:
-    """Prints the comparison; nothing here has a budget of its own."""
+    """Prints the comparison; returns what is surely over its budget."""
     verdict = probe.verdict(Log(Level.ERROR))
     if verdict.engine is not EngineName.KVM:
         say(f"left out, since there is no usable KVM here ({verdict.reason}); in the lab:")
@@ -71,21 +106,43 @@ def machine(rounds: int) -> list[str]:
             console=ConsoleConfig(stdio=True),
             spare_slots=0,
         )
-        (directory / "vm.json").write_text(dump(config))
-        ours = [*view.command(), "--config", str(directory / "vm.json"), "--log-level", "error"]
-        theirs = qemu(board(BoardName.MICROVM).plan(config, traits(EngineName.KVM, config, Log())))
+        sides = {"strato-vmm": _strato_vmm(config), "QEMU": _qemu(config)}
         for file in (config.boot.kernel, paths.library_dir() / "libstrato_vmm.so", paths.qemu()):
             file.read_bytes()  # into the page cache
-        samples = interleave({"strato-vmm": lambda: boot(ours), "QEMU": lambda: boot(theirs)}, rounds)
-    _compare("seconds to user space", {k: [s.seconds for s in v] for k, v in samples.items()})
-    _compare("processor seconds", {k: [s.cpu_seconds for s in v] for k, v in samples.items()})
-    _compare("private MiB", {k: [s.private_kib / 1024 for s in v] for k, v in samples.items()})
-    _compare("system calls", {k: [float(s.syscalls) for s in v] for k, v in samples.items()})
-    for side, taken in samples.items():
-        kinds = sorted({kind for sample in taken for kind in sample.exits})
-        medians = {kind: sorted(s.exits.get(kind, 0) for s in taken)[len(taken) // 2] for kind in kinds}
-        say(f"exits: {side}: " + ", ".join(f"{kind} {count}" for kind, count in medians.items() if count))
-    return []
+        taken = interleave({name: partial(live, side) for name, side in sides.items()}, rounds)
+    return [title for title, missed in _verdicts(taken) if missed]
+
+
+def _verdicts(taken: dict[str, list[Sample]]) -> Iterator[tuple[str, bool]]:
+    ours = taken["strato-vmm"]
+    yield _compare("configuration read to user space", taken, lambda s: s.native_seconds, NATIVE_BUDGET)
+    yield _compare("process start to user space", taken, lambda s: s.seconds, WHOLE_BUDGET)
+    yield _compare("processor seconds to user space", taken, lambda s: s.cpu_seconds, FEWER)
+    yield _compare("system calls to user space", taken, lambda s: s.syscalls, FEWER)
+    for kind in sorted({kind for samples in taken.values() for s in samples for kind in s.exits}):
+        yield _compare(f"KVM to user space: {kind}", taken, partial(Sample.exits_of, kind=kind), FEWER)
+    yield _compare("pause, seconds", taken, lambda s: s.pause_seconds, FEWER)
+    yield _compare("exits per second at rest", taken, lambda s: s.idle_exits_per_s, FEWER)
+    yield _compare("private MiB beside the guest's RAM", taken, lambda s: s.memory.private / 1024, None)
+    private = statistics.median(s.memory.private for s in ours) / 1024
+    say(f"private MiB of strato-vmm: {private:.1f}, budget {PRIVATE_BUDGET_MIB}")
+    yield "private memory", private > PRIVATE_BUDGET_MIB
+    above = private - of_bare_interpreter().private / 1024
+    say(f"  of these above a bare interpreter: {above:.1f}")
+    yield _compare("touched MiB of the guest's RAM", taken, lambda s: s.memory.guest_ram / 1024, None)
+
+
+def _strato_vmm(config: VmConfig) -> Side:
+    file, qmp = config.runtime_dir / "vm.json", config.runtime_dir / "strato.sock"
+    file.write_text(dump(config))
+    options = ["--config", str(file), "--qmp-path", str(qmp), "--log-level", "error"]
+    return Side([*_STRATO_VMM, *options], qmp, tells_start=True)
+
+
+def _qemu(config: VmConfig) -> Side:
+    qmp = config.runtime_dir / "qemu.sock"
+    plan = board(BoardName.MICROVM).plan(config, traits(EngineName.KVM, config, Log()))
+    return Side([*qemu(plan), "-qmp", f"unix:{qmp},server=on,wait=off"], qmp)
 
 
 def qemu(plan: MachinePlan) -> list[str]:
@@ -104,23 +161,52 @@ def qemu(plan: MachinePlan) -> list[str]:
     ]
 
 
-def boot(command: Sequence[str]) -> Sample:
-    """Boots once. Raises AssertionError when the guest does not come up."""
+def live(side: Side) -> Sample:
+    """One life of a VM. Raises AssertionError when the guest does not come up."""
+    side.qmp.unlink(missing_ok=True)
+    pipe = subprocess.PIPE
     with _counting_syscalls() as syscalls:
         begin = time.monotonic()
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        with subprocess.Popen(side.command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
             try:
                 _wait_ready(process, begin + patient(DEADLINE_S))
-                seconds = time.monotonic() - begin
+                ready = time.monotonic()
+                cpu_seconds = process_cpu_ns(process.pid) / 1e9
+                exits, calls = _exits(process.pid), syscalls(process.pid)
+                with QmpClient(side.qmp, timeout_s=patient(DEADLINE_S)) as qmp:
+                    configured = _configured(process, qmp) if side.tells_start else begin
+                    pause_seconds = statistics.median(_pause(qmp) for _ in range(PAUSES))
+                    time.sleep(SETTLE_S)  # what is to be measured is a guest that has nothing to do
+                    before = _exits(process.pid)["exits"]
+                    time.sleep(IDLE_S)
+                    idle = _exits(process.pid)["exits"] - before
                 return Sample(
-                    seconds=seconds,
-                    cpu_seconds=process_cpu_ns(process.pid) / 1e9,
-                    private_kib=of_guest_process(process.pid, MEMORY_MIB << 20).private,
-                    exits=_exits(process.pid),
-                    syscalls=syscalls(process.pid),
+                    seconds=ready - begin,
+                    native_seconds=ready - configured,
+                    cpu_seconds=cpu_seconds,
+                    memory=of_guest_process(process.pid, MEMORY_MIB << 20),
+                    exits=exits,
+                    syscalls=calls,
+                    pause_seconds=pause_seconds,
+                    idle_exits_per_s=idle / IDLE_S,
                 )
             finally:
                 process.send_signal(signal.SIGKILL)
+
+
+def _configured(process: "subprocess.Popen[bytes]", qmp: QmpClient) -> float:
+    """The moment at which strato-vmm had read its configuration."""
+    assert process.stderr is not None
+    started_at = float(os.read(process.stderr.fileno(), 64))
+    return started_at + float(qmp.execute("x-strato-info")["phases_ms"]["configured"]) / 1000
+
+
+def _pause(qmp: QmpClient) -> float:
+    begin = time.monotonic()
+    qmp.execute("stop")
+    seconds = time.monotonic() - begin
+    qmp.execute("cont")
+    return seconds
 
 
 def _wait_ready(process: "subprocess.Popen[bytes]", deadline: float) -> None:
@@ -179,11 +265,22 @@ class _SyscallCount:
         return counted
 
 
-def _compare(title: str, values: dict[str, list[float]]) -> None:
-    for side, taken in values.items():
-        say(f"{title}: {side}: {series(taken, unit='')}")
+def _compare(
+    title: str, taken: dict[str, list[Sample]], figure: Callable[[Sample], float], budget: float | None
+) -> tuple[str, bool]:
+    """Prints a row; returns it with whether it is surely over its budget."""
+    values = {side: [float(figure(sample)) for sample in samples] for side, samples in taken.items()}
+    if not any(map(any, values.values())):
+        return title, False
+    for side, row in values.items():
+        say(f"{title}: {side}: {series(row, unit='')}")
     ours, theirs = values.values()
-    if all(theirs) and all(ours):
-        say(f"{title}: {' ÷ '.join(values)} = {ratio(ours, theirs)}")
-    else:
-        say(f"{title}: not counted here")
+    if not all(ours) or not all(theirs):
+        missed = sum(ours) > sum(theirs)
+        say(f"{title}: no ratio, since some are zero{'; MISSED' if missed else ''}")
+        return title, missed
+    found = ratio(ours, theirs)
+    missed = budget is not None and found.low > budget
+    wanted = "" if budget is None else f", budget {budget}{' MISSED' if missed else ''}"
+    say(f"{title}: {' ÷ '.join(values)} = {found}{wanted}")
+    return title, missed

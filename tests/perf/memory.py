@@ -4,14 +4,16 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # A mapping's first line: address range, permissions, offset, device, inode, then perhaps a name.
-_HEADER = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ \S+ \S+ \S+\s*(.*)$")
+_HEADER = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+\s*(.*)$")
 # Guest RAM of engine tcg is a memfd, so its mappings carry that name wherever they are mapped.
 _GUEST_RAM = re.compile(r"/memfd:(?!strato-shim)")
-_RANGE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ")
+# That of engine kvm is marked MADV_DONTFORK and MADV_DONTDUMP, which nothing else is; io_uring's rings are
+# device memory ("io") with the same marks.
+_RAM_FLAGS, _DEVICE_FLAG = {"dc", "dd"}, "io"
 
 
 @dataclass(frozen=True)
@@ -25,37 +27,51 @@ class Memory:
 
 def of_process(pid: int) -> Memory:
     """Reads one process. Raises OSError when it has gone."""
-    return _read(pid, lambda line, name: bool(_GUEST_RAM.search(name)))
+    return _sum(pid, _is_guest_ram)
 
 
 def of_guest_process(pid: int, ram_bytes: int) -> Memory:
     """Reads one process whose guest RAM is a mapping of just that size. Raises OSError when it has gone."""
-
-    def is_ram(line: str, _: str) -> bool:
-        bounds = _RANGE.match(line)
-        return bounds is not None and int(bounds[2], 16) - int(bounds[1], 16) == ram_bytes
-
-    return _read(pid, is_ram)
+    return _sum(pid, lambda mapping: mapping.size == ram_bytes)
 
 
-def _read(pid: int, is_guest_ram: Callable[[str, str], bool]) -> Memory:
+@dataclass(frozen=True)
+class _Mapping:
+    size: int
+    name: str
+    kib: dict[str, int] = field(default_factory=dict)
+    flags: set[str] = field(default_factory=set)
+
+
+def _is_guest_ram(mapping: _Mapping) -> bool:
+    marked = mapping.flags >= _RAM_FLAGS and _DEVICE_FLAG not in mapping.flags
+    return marked or bool(_GUEST_RAM.search(mapping.name))
+
+
+def _sum(pid: int, is_guest_ram: Callable[[_Mapping], bool]) -> Memory:
     private = proportional = guest_ram = 0
-    is_ram = False
+    for mapping in _mappings(pid):
+        if is_guest_ram(mapping):
+            guest_ram += mapping.kib["Rss"]
+        else:
+            private += mapping.kib["Private_Clean"] + mapping.kib["Private_Dirty"]
+            proportional += mapping.kib["Pss"]
+    return Memory(private, proportional, guest_ram)
+
+
+def _mappings(pid: int) -> list[_Mapping]:
+    found: list[_Mapping] = []
     for line in (Path("/proc") / str(pid) / "smaps").read_text(errors="replace").splitlines():
         header = _HEADER.match(line)
         if header:
-            is_ram = is_guest_ram(line, header[1])
+            found.append(_Mapping(int(header[2], 16) - int(header[1], 16), header[3]))
             continue
         key, _, value = line.partition(":")
-        if key == "Rss" and is_ram:
-            guest_ram += int(value.split()[0])
-        elif is_ram:
-            continue
-        elif key in ("Private_Clean", "Private_Dirty"):
-            private += int(value.split()[0])
-        elif key == "Pss":
-            proportional += int(value.split()[0])
-    return Memory(private, proportional, guest_ram)
+        if key == "VmFlags":
+            found[-1].flags.update(value.split())
+        elif value.endswith("kB"):
+            found[-1].kib[key] = int(value.split()[0])
+    return found
 
 
 def of_bare_interpreter() -> Memory:

@@ -38,6 +38,8 @@ KERNEL_ARGUMENTS = (
     # The default maps the per-processor areas by huge pages, and then each chunk of 2 MiB carries 4 MiB of
     # accounting for the memory controller.
     "percpu_alloc=page",
+    # Takes 64 MiB as soon as there is RAM above 4 GiB, for devices that cannot reach it. Ours reach all.
+    "swiotlb=noforce",
 )
 
 

@@ -31,6 +31,9 @@ PAUSE_TIMEOUT_MS = 5000
 """How long vCPUs and devices may take to come to rest: a vCPU answers at once, a device when the host's disks
 have."""
 
+GENERATION_SIZE = 16
+"""Bytes of a GUID."""
+
 _SERIAL_MODE = 0o640
 
 
@@ -45,6 +48,8 @@ class KvmEngine(Engine):
         self._plan: MachinePlan | None = None
         # Kept for resets: their names may be out of reach by then.
         self._kernel_fd = self._initrd_fd = -1
+        # A reset is the same VM. One that is made of another's state would need a new one (VMGenID).
+        self._generation = os.urandom(GENERATION_SIZE)
         self._running = False
         self._ended = False
 
@@ -125,9 +130,12 @@ class KvmEngine(Engine):
             machine.plug(device.slot, devices.make(device, fd=fd))
 
     def _load(self, machine: Machine, plan: MachinePlan) -> None:
+        """Fill the empty RAM of a machine at power-on."""
         initrd_fd = None if plan.initrd is None else self._initrd_fd
         with _sentences(f"Kernel {plan.kernel} cannot be loaded"):
             machine.load(kernel_fd=self._kernel_fd, initrd_fd=initrd_fd, cmdline=plan.cmdline)
+        with _sentences(f"VM {plan.name} cannot be given a generation"):
+            machine.set_generation(self._generation)
 
     # --- operations -------------------------------------------------------------------------------
 

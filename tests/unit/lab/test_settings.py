@@ -13,6 +13,7 @@ PRINT = "import json, os, sys; print(json.dumps([sys.argv[1:], os.getcwd(), os.e
 
 def test_environment_loses_what_belongs_to_this_machines_session() -> None:
     given = {"PATH": "/bin", "TMPDIR": "/x", "SSH_AUTH_SOCK": "/y", "BASH_FUNC_f%%": "() { :; }"}
+    given["PYTHONDONTWRITEBYTECODE"] = "1"
 
     assert set(inherited_environment(given)) == {"PATH", "STRATO_TEST_ENGINE", "STRATO_TEST_PATIENCE"}
 
