@@ -250,6 +250,10 @@ def _checked(item: dataclasses.Field[Any], value: Any, where: str) -> Any:
         if value < item.metadata["low"]:
             raise ConfigError(f"{where} must be at least {item.metadata['low']:g}, not {value}")
         return value
+    if kind == "bool":
+        if not isinstance(value, bool):
+            raise ConfigError(f"{where} must be true or false, not {value!r}")
+        return value
     if kind == "tuple[str, ...]":
         if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
             raise ConfigError(f"{where} must be a list of strings")
@@ -307,6 +311,8 @@ def _shown(default: object) -> str:
         return "empty"
     if isinstance(default, tuple):
         return "`[" + ", ".join(f'"{entry}"' for entry in default) + "]`"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
     if isinstance(default, (str, Path)):
         return f'`"{default}"`'
     return f"`{default}`"

@@ -104,5 +104,19 @@ def test_annotation_that_is_no_number_is_refused() -> None:
         config.load_settings(files=[], annotations={"io.strato.vm.spare_nics": "many"})
 
 
+def test_jail_is_on_and_can_be_switched_off(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.toml", "[jail]\nenabled = false\n")
+
+    assert config.load_settings(files=[]).jail.enabled
+    assert not config.load_settings(files=[path]).jail.enabled
+
+
+def test_switch_that_is_neither_on_nor_off_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.toml", "[jail]\nenabled = 'no'\n")
+
+    with pytest.raises(ConfigError, match=r"jail\.enabled must be true or false"):
+        config.load_settings(files=[path])
+
+
 def test_page_is_what_the_code_says() -> None:
     assert (CHECKOUT / "docs/configuration.md").read_text() == config.document()
