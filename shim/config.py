@@ -111,6 +111,20 @@ class ProgramSettings:
 
 
 @dataclass(frozen=True)
+class JailSettings:
+    """What strato-vmm, which the guest may take over, sees and can do."""
+
+    enabled: bool = _setting(
+        True, "Whether strato-vmm is confined; `false` is for development: then it is root on the host.",
+        Scope.FILE,
+    )  # fmt: skip
+    forbidden_call: str = _setting(
+        "kill", "What a system call beyond strato-vmm's own does: end the VM, or go to the kernel's log.",
+        Scope.FILE, choices=("kill", "log"),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class AnnotationSettings:
     """Which annotations are heeded."""
 
@@ -129,6 +143,7 @@ class Settings:
     shares: ShareSettings = field(default_factory=ShareSettings)
     shim: ShimSettings = field(default_factory=ShimSettings)
     programs: ProgramSettings = field(default_factory=ProgramSettings)
+    jail: JailSettings = field(default_factory=JailSettings)
     annotations: AnnotationSettings = field(default_factory=AnnotationSettings)
 
 
@@ -137,6 +152,7 @@ _SECTIONS: dict[str, type[Any]] = {
     "shares": ShareSettings,
     "shim": ShimSettings,
     "programs": ProgramSettings,
+    "jail": JailSettings,
     "annotations": AnnotationSettings,
 }
 

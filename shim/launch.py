@@ -11,7 +11,6 @@ import contextlib
 import os
 import select
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,8 @@ class VmCommand:
     tap_fds: tuple[int, ...]
     cgroups: tuple[Path, ...]
     log_level: str
+    jail: tuple[str, ...]
+    """strato-launch's options for a root of its own (`vmm.jail.view`); none without the jail."""
 
 
 def clean_environment() -> dict[str, str]:
@@ -80,11 +81,13 @@ def launch_vmm(launcher: Path, command: VmCommand) -> int:
     Raises HostError with strato-launch's words.
     """
     from vmm import sys as native
+    from vmm.jail.view import command as vmm_command
 
     arguments = ["--new", "pid,mount,ipc,uts,net", "--mount-proc", "--die-with-parent"]
+    arguments += command.jail
     for directory in command.cgroups:
         arguments += ["--cgroup", str(directory)]
-    program = [*_interpreter("vmm.__main__"), "--config", str(command.config_fd)]
+    program = [*vmm_command(), "--config", str(command.config_fd)]
     program += ["--qmp-fd", str(command.qmp_fd), "--log-level", command.log_level]
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -120,12 +123,6 @@ def start_holder(holder: Path, *, netns: str | None, title: str, cgroups: Sequen
         reason = value if word == "error" else "strato-holder ended without a word"
         raise HostError(f"Cannot hold the network namespace {netns or '(new)'}: {reason}")
     return pid
-
-
-def _interpreter(module: str) -> list[str]:
-    """The command that runs *module*'s main with this very interpreter and these import paths."""
-    code = f"import sys; sys.path[:] = {sys.path!r}; from {module} import main; sys.exit(main())"
-    return [sys.executable, "-IS", "-c", code]
 
 
 def _spawn_with_status(argv: list[str], log_fd: int) -> tuple[int, str]:

@@ -21,13 +21,13 @@ class Layout:
 
     @property
     def vsock(self) -> Path:
-        """Made by the vsock backend: connections from host to guest."""
-        return self.root / "vsock.sock"
+        """Made by strato-vmm: connections from host to guest."""
+        return self.runtime / "vsock.sock"
 
     @property
     def hello(self) -> Path:
         """Made by the shim: where the guest's connection to host port 1024 arrives."""
-        return self.root / "vsock.sock_1024"
+        return self.runtime / "vsock.sock_1024"
 
     @property
     def qmp(self) -> Path:
@@ -36,8 +36,14 @@ class Layout:
 
     @property
     def runtime(self) -> Path:
-        """strato-vmm's own folder (VmConfig.runtime_dir)."""
+        """strato-vmm's own folder (VmConfig.runtime_dir), the only one that it can write to. What is in there
+        is as little to be trusted as strato-vmm itself: see `vmm.untrusted`."""
         return self.root / "vmm"
+
+    @property
+    def jail(self) -> Path:
+        """An empty folder: strato-vmm's root, in its own mount namespace."""
+        return self.root / "jail"
 
     @property
     def exit_report(self) -> Path:
@@ -52,7 +58,7 @@ class Layout:
     @property
     def console_log(self) -> Path:
         """The guest's console, bounded."""
-        return self.root / "console.log"
+        return self.runtime / "console.log"
 
     @property
     def shim_log(self) -> Path:

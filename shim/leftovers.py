@@ -19,6 +19,10 @@ from typing import Any
 from . import cgroups, state
 from .errors import HostError
 
+# Names of layout.py. The files of the first may be somebody's, if a mount has survived.
+SHARED_NAME = "shared"
+RUNTIME_NAME = "vmm"
+
 LOCK_TIMEOUT_S = 1.5
 KILL_TIMEOUT_S = 1.5
 
@@ -93,19 +97,40 @@ def remove_tree(path: str) -> None:
     that only this file system is walked and directories of a share are removed only when they are empty.
     """
     with contextlib.suppress(OSError):
-        _remove_below(path, os.lstat(path).st_dev, depth=0)
+        device = os.lstat(path).st_dev
+        _flatten(path, RUNTIME_NAME, device)
+        _remove_below(path, device, in_share=False)
     with contextlib.suppress(OSError):
         os.rmdir(path)  # noqa: PTH106
 
 
-def _remove_below(path: str, device: int, *, depth: int) -> None:
-    in_share = depth >= 2 and "/shared/" in f"{path}/"
+def _flatten(top: str, name: str, device: int) -> None:
+    """Move every directory below *top*/*name* up to *top*.
+
+    strato-vmm writes there, and one that has been taken over could nest more directories than a path can
+    name or a recursion reach.
+    """
+    waiting = [f"{top}/{name}"]
+    while waiting:
+        directory = waiting.pop()
+        with contextlib.suppress(OSError):
+            if os.lstat(directory).st_dev != device:
+                continue
+            for entry in os.scandir(directory):
+                if entry.is_dir(follow_symlinks=False):
+                    moved = f"{top}/.moved-{os.urandom(8).hex()}"
+                    os.rename(entry.path, moved)  # noqa: PTH104
+                    waiting.append(moved)
+
+
+def _remove_below(path: str, device: int, *, in_share: bool) -> None:
     for entry in os.scandir(path):
         status = entry.stat(follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode):
             if status.st_dev == device:
+                shared = in_share or entry.name == SHARED_NAME
                 with contextlib.suppress(OSError):
-                    _remove_below(entry.path, device, depth=depth + 1)
+                    _remove_below(entry.path, device, in_share=shared)
             with contextlib.suppress(OSError):
                 os.rmdir(entry.path)  # noqa: PTH106
         elif not in_share or status.st_size == 0:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import config, launch, log, names, state
+from . import config, launch, leftovers, log, names, state
 from .errors import HostError, ShimError
 from .layout import GUEST_CID, GUEST_NETNS, GUEST_ROOTFS, GUEST_VOLUMES, ROOTFS_TAG, VOLUMES_TAG, Layout
 from .params import ShimParams
@@ -179,9 +179,10 @@ class Preparation:
         if lock_fd is None:
             raise HostError(f"State directory {self.layout.root} belongs to a shim that still runs")
         self.lock_fd = lock_fd
-        for leftover in (self.layout.vsock, self.layout.hello, self.layout.qmp, self.layout.exit_report):
-            leftover.unlink(missing_ok=True)
+        self.layout.qmp.unlink(missing_ok=True)
+        leftovers.remove_tree(str(self.layout.runtime))
         self.layout.runtime.mkdir(mode=0o700, exist_ok=True)
+        self.layout.jail.mkdir(mode=0o700, exist_ok=True)
 
     def _size(self, annotations: Mapping[str, str]) -> Any:
         from .oci import resources
@@ -235,15 +236,22 @@ class Preparation:
         file.save()
 
     def _spawn_vmm(self, vcpus: int, memory_mib: int) -> None:
-        from vmm import paths
+        import json
 
-        vm_config = self._vm_config(vcpus, memory_mib)
+        from vmm import paths
+        from vmm.errors import VmmError, chain_text
+        from vmm.jail.view import enabled, launch_options
+
+        try:
+            document = self._vm_config(vcpus, memory_mib)
+        except VmmError as error:
+            raise HostError(chain_text(error)) from error
         self.hello_listener = _listen(self.layout.hello)
         qmp_listener = _listen(self.layout.qmp)
         config_fd = os.memfd_create("strato-vm-config", os.MFD_CLOEXEC)
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
-            os.write(config_fd, vm_config)
+            os.write(config_fd, json.dumps(document).encode())
             os.lseek(config_fd, 0, os.SEEK_SET)
             command = launch.VmCommand(
                 config_fd=config_fd,
@@ -252,6 +260,7 @@ class Preparation:
                 tap_fds=tuple(tap.fd for tap in self.taps),
                 cgroups=tuple(self.cgroup.directories),
                 log_level=log.VMM_LEVELS["debug" if self.params.debug else self.settings.shim.log_level],
+                jail=tuple(launch_options(document, str(self.layout.jail))) if enabled(document) else (),
             )
             self.vmm_pid = launch.launch_vmm(paths.launcher(), command)
         except BaseException:
@@ -265,10 +274,11 @@ class Preparation:
         # The VMM holds the taps now; they vanish with it.
         self._close_tap_fds()
 
-    def _vm_config(self, vcpus: int, memory_mib: int) -> bytes:
-        import json
-
+    def _vm_config(self, vcpus: int, memory_mib: int) -> dict[str, Any]:
+        """The VmConfig in its JSON form."""
         from vmm import paths
+        from vmm.jail.facts import completed
+        from vmm.log import Log
 
         settings = self.settings
         kernel = settings.vm.kernel or paths.kernel()
@@ -276,54 +286,54 @@ class Preparation:
         for what, path in (("Guest kernel", kernel), ("Guest image", image)):
             if not path.is_file():
                 raise HostError(f"{what} {path} does not exist; build it (make build) or configure another")
-        programs = settings.programs
-        return json.dumps(
-            {
-                "name": self.group[:128],
-                "engine": settings.vm.engine,
-                "runtime_dir": str(self.layout.runtime),
-                "boot": {
-                    "kernel": str(kernel),
-                    "initrd": str(image),
-                    "cmdline": settings.vm.kernel_params,
-                },
-                "cpu": {"count": vcpus},
-                "memory": {"size_mib": memory_mib},
-                "nets": [
-                    {"id": f"net{index}", "tap_fd": tap.fd, "mac": tap.mac, "link_up": False}
-                    for index, tap in enumerate(self.taps)
-                ],
-                "vsock": {"guest_cid": GUEST_CID, "socket": str(self.layout.vsock)},
-                "shares": [
-                    {"tag": ROOTFS_TAG, "cache": settings.shares.rootfs_cache},
-                    {"tag": VOLUMES_TAG, "cache": settings.shares.volumes_cache},
-                ]
-                if programs.virtiofsd is None
-                # It cannot add and remove: it shows all that is below.
-                else [
-                    {
-                        "tag": ROOTFS_TAG,
-                        "directory": str(self.layout.shared / "rootfs"),
-                        "cache": settings.shares.rootfs_cache,
-                    },
-                    {
-                        "tag": VOLUMES_TAG,
-                        "directory": str(self.layout.shared / "volumes"),
-                        "cache": settings.shares.volumes_cache,
-                    },
-                ],
-                "console": {"log": str(self.layout.console_log)},
-                "programs": {
-                    name: str(path)
-                    for name, path in (
-                        ("qemu", programs.qemu),
-                        ("virtiofsd", programs.virtiofsd),
-                        ("vhost_device_vsock", programs.vhost_device_vsock),
-                    )
-                    if path is not None
-                },
-            }
-        ).encode()
+        document = {
+            "name": self.group[:128],
+            "engine": settings.vm.engine,
+            "runtime_dir": str(self.layout.runtime),
+            "boot": {
+                "kernel": str(kernel),
+                "initrd": str(image),
+                "cmdline": settings.vm.kernel_params,
+            },
+            "cpu": {"count": vcpus},
+            "memory": {"size_mib": memory_mib},
+            "nets": [
+                {"id": f"net{index}", "tap_fd": tap.fd, "mac": tap.mac, "link_up": False}
+                for index, tap in enumerate(self.taps)
+            ],
+            "vsock": {"guest_cid": GUEST_CID, "socket": str(self.layout.vsock)},
+            "shares": self._shares(),
+            "console": {"log": str(self.layout.console_log)},
+            "programs": self._programs(),
+            "jail": {
+                "enabled": settings.jail.enabled,
+                "folders": [str(self.layout.shared)],
+                "forbidden_call": settings.jail.forbidden_call,
+            },
+        }
+        return completed(document, Log())
+
+    def _shares(self) -> list[dict[str, Any]]:
+        caches = {
+            ROOTFS_TAG: self.settings.shares.rootfs_cache,
+            VOLUMES_TAG: self.settings.shares.volumes_cache,
+        }
+        shares: list[dict[str, Any]] = [{"tag": tag, "cache": cache} for tag, cache in caches.items()]
+        if self.settings.programs.virtiofsd is not None:
+            # It cannot add and remove: it shows all that is below.
+            folders = {ROOTFS_TAG: self.layout.shared / "rootfs", VOLUMES_TAG: self.layout.shared / "volumes"}
+            for share in shares:
+                share["directory"] = str(folders[share["tag"]])
+        return shares
+
+    def _programs(self) -> dict[str, str]:
+        programs = self.settings.programs
+        chosen = {
+            "qemu": programs.qemu,
+            "virtiofsd": programs.virtiofsd,
+            "vhost_device_vsock": programs.vhost_device_vsock,
+        }
+        return {name: str(path) for name, path in chosen.items() if path is not None}
 
 
 def _annotations(spec: Mapping[str, Any]) -> dict[str, str]:

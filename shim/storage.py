@@ -10,6 +10,8 @@ The mounts live in the shim's private mount namespace (`enter_private_namespace`
 the host's mountinfo never shows them. `shared` is a bind of itself: shared, so that what is mounted below it
 reaches the VMM's namespace, and read-only, so that a guest cannot write beside the mounts (the shim makes
 mount points through descriptors of the directory beneath). No mount propagates from here to the host.
+Nothing in there is a program or a device to the host: the guest has its own kernel for that, and a VMM that
+has been taken over must not open a device that its guest has made.
 
 `remove_leftovers` is for the `delete` verb: the shim is dead, its mounts are gone, directories remain.
 Calls may block as long as the host's file systems do; they may be made from any thread of the shim.
@@ -36,8 +38,8 @@ MS_PRIVATE, MS_SLAVE, MS_SHARED = 1 << 18, 1 << 19, 1 << 20
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 CLONE_NEWNS, CLONE_FS = 0x00020000, 0x00000200
 
-# nosuid, nodev, noexec: what a remount takes away unless it is repeated (statvfs has the same numbers).
-_KEPT_FLAGS = 0x2 | 0x4 | 0x8
+MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x2, 0x4, 0x8
+_INERT = MS_NOSUID | MS_NODEV | MS_NOEXEC
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 _STACK_MAX = 4096  # mounts on one point; only bounds a loop
 
@@ -104,7 +106,7 @@ class SharedDirectory:
             self._mount(staging, staging, MS_BIND)
             self._mount(None, staging, MS_PRIVATE)
             self._mount(root, root, MS_BIND)
-            self._make_readonly(root)
+            self._make_inert(self.root, recursive=False, flags=MS_RDONLY)
             self._mount(None, root, MS_PRIVATE)
             self._mount(None, root, MS_SHARED)
         except OSError as error:
@@ -206,10 +208,9 @@ class SharedDirectory:
             flags |= MS_BIND
         if flags & MS_BIND:
             self._mount(mount.source, str(target), flags & (MS_BIND | MS_REC))
-            if flags & ~(MS_BIND | MS_REC):
-                self._remount(str(target), flags & ~MS_REC)
+            self._make_inert(target, recursive=bool(flags & MS_REC), flags=flags & ~MS_REC)
         else:
-            self._mount_anything(mount, target, flags, options.data)
+            self._mount_anything(mount, target, flags | _INERT, options.data)
         for propagation in options.propagation:
             self._mount(None, str(target), propagation)
 
@@ -279,9 +280,7 @@ class SharedDirectory:
         try:
             self._mount(f"/proc/self/fd/{descriptor}", str(stage), MS_BIND | extent)
             self._mount(None, str(stage), (MS_SLAVE if slave else MS_PRIVATE) | MS_REC)
-            if readonly:
-                for point in reversed(_mount_points(str(stage))):
-                    self._make_readonly(point)
+            self._make_inert(stage, recursive=recursive, flags=MS_RDONLY if readonly else 0)
             self._calls.mount(str(stage), str(target), None, MS_MOVE, None)
         finally:
             self._detach(stage)
@@ -290,11 +289,11 @@ class SharedDirectory:
     def _mount(self, source: str | None, target: str, flags: int) -> None:
         self._calls.mount(source, target, None, flags, None)
 
-    def _make_readonly(self, target: str) -> None:
-        self._remount(target, MS_BIND | MS_RDONLY | (os.statvfs(target).f_flag & _KEPT_FLAGS))
-
-    def _remount(self, target: str, flags: int) -> None:
-        self._mount(None, target, MS_REMOUNT | MS_BIND | flags)
+    def _make_inert(self, target: Path, *, recursive: bool, flags: int = 0) -> None:
+        """Adds `flags` to a bind; for a recursive one to all mounts below, which may be stricter already."""
+        for point in reversed(_mount_points(str(target))) if recursive else [str(target)]:
+            kept = os.statvfs(point).f_flag & MS_RDONLY  # a remount takes away what it does not repeat
+            self._mount(None, point, MS_REMOUNT | MS_BIND | _INERT | kept | flags)
 
     def _detach(self, target: Path) -> None:
         # All that is mounted on target, with all below; nothing if target is missing or no mount point.

@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vmm import untrusted
 from vmm.errors import VmmError
 
 from . import launch, log
@@ -22,6 +23,8 @@ from .layout import Layout
 QMP_TIMEOUT_S = 5.0
 CONSOLE_TAIL_BYTES = 4096
 """How much of the guest's console goes into an error message."""
+EXIT_REPORT_BYTES = 1 << 20
+"""More than any exit.json has: the console's tail is 64 KiB unless configured."""
 
 _LOG_LINE_LIMIT = 8192
 _log = logging.getLogger("shim.vm")
@@ -128,8 +131,8 @@ class VirtualMachine:
     def exit_report(self) -> dict[str, Any]:
         """exit.json; empty when the VMM was killed."""
         try:
-            report = json.loads(self.layout.exit_report.read_bytes())
-        except (OSError, ValueError):
+            report = json.loads(untrusted.read_file(self.layout.exit_report, EXIT_REPORT_BYTES))
+        except (OSError, ValueError, RecursionError):
             return {}
         return report if isinstance(report, dict) else {}
 

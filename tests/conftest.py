@@ -1,5 +1,6 @@
 """Set-up of every test session: one process tree, options, what a failure shows."""
 
+import compileall
 import ctypes
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ import pytest
 from tests.framework import diagnostics
 from tests.framework.daemons import TestDaemon
 from tests.framework.engine import engine_in_use
+from tests.framework.runtime import CHECKOUT
 from tests.lab import selection
 from tests.lab.delegation import LabPlugin
 
@@ -24,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--lab"):
         config.pluginmanager.register(LabPlugin(config))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    # In its jail strato-vmm cannot keep what it compiles: a change would make all of its starts slower.
+    for package in ("shim", "vmm"):
+        compileall.compile_dir(CHECKOUT / package, quiet=2)
 
 
 @pytest.hookimpl(tryfirst=True)  # before marks are selected by -m

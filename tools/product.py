@@ -2,7 +2,7 @@
 
 from . import debian, guest, launchers, layout, native, venv
 from .cache import Cache
-from .progress import say
+from .progress import run, say
 from .testtools import link
 
 
@@ -20,6 +20,7 @@ def build(cache: Cache) -> None:
     link(guest.guest_image(cache, native.build_agent(cache)), layout.LIBRARY / "initramfs.img")
     kernel(cache)
     launchers.write_launchers(layout.BIN, layout.VENV_PYTHON, (layout.CHECKOUT, venv.site_packages()))
+    bytecode()
     say(f"Built: {layout.LIBRARY} and {layout.BIN}")
 
 
@@ -30,6 +31,12 @@ def environment() -> None:
     if not has_venv():
         debian.install(debian.VENV_PACKAGES)
     venv.ensure()
+
+
+def bytecode() -> None:
+    """Compile our packages: in its jail strato-vmm would compile them anew at every start."""
+    packages = [str(layout.CHECKOUT / name) for name in ("shim", "vmm")]
+    run([str(layout.VENV_PYTHON), "-m", "compileall", "-q", *packages], log=layout.LOGS / "bytecode.log")
 
 
 def kernel(cache: Cache) -> None:

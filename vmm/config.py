@@ -1,34 +1,19 @@
 """VmConfig: the whole description of a VM, as the user or the shim asks for it.
 
 Frozen dataclasses without behaviour; what is running lives elsewhere (`vmm.machine`). An instance that
-exists is valid: construction checks every field and raises ConfigError with the JSON path of the culprit.
-`load` and `parse` read JSON and TOML (see `vmm.decoding`); `dump` writes JSON that `parse` accepts.
+exists is valid: construction checks every field (`vmm.config_check`) and raises ConfigError with the JSON
+path of the culprit. `load` and `parse` read JSON and TOML (see `vmm.decoding`); `dump` writes JSON that
+`parse` accepts.
 
 The string below each field is its documentation; ``docs/vm-config.md`` is generated from it.
 """
 
-import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from .errors import ConfigError
-
-MAX_VCPUS = 64
-MIN_MEMORY_MIB = 32
-MAX_MEMORY_MIB = 1 << 20
-MAX_TAG_BYTES = 36  # virtio 1.2, section 5.11.4: the tag field of virtio_fs_config
-MAX_SERIAL_BYTES = 20  # virtio 1.2, section 5.2.6: VIRTIO_BLK_ID_BYTES
-MAX_RUNTIME_DIR_BYTES = 80  # sun_path holds 108 bytes; names of our own are appended
-MAX_SOCKET_PATH_BYTES = 100
-MIN_GUEST_CID = 3  # 0 to 2 are reserved: vsock(7)
-MAX_LIMIT = 1 << 48
-MAX_SPARE_SLOTS = 31
-MAX_CMDLINE_BYTES = 1500  # x86 COMMAND_LINE_SIZE is 2048; the board and the engine add their own arguments
-
-_ID = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,31}")
-_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
-_INTERFACE = re.compile(r"[^\s/:]{1,15}")  # IFNAMSIZ - 1
+from .config_check import MIN_GUEST_CID, check
+from .engine_name import EngineName as EngineName
 
 
 class BoardName(StrEnum):
@@ -37,20 +22,19 @@ class BoardName(StrEnum):
     MICROVM = "microvm"
 
 
-class EngineName(StrEnum):
-    """What may be asked for; ``auto`` is resolved by `vmm.engines.probe`."""
-
-    AUTO = "auto"
-    KVM = "kvm"
-    TCG = "tcg"
-
-
 class DriveCache(StrEnum):
     """What a flush means and whether the host's page cache is used."""
 
     NONE = "none"
     WRITEBACK = "writeback"
     DIRECT = "direct"
+
+
+class ForbiddenCall(StrEnum):
+    """What a system call does that strato-vmm has no use for."""
+
+    KILL = "kill"
+    LOG = "log"
 
 
 class MemoryBackend(StrEnum):
@@ -88,6 +72,10 @@ class CpuConfig:
 
     count: int = 1
     """Number of virtual CPUs, 1 to 64."""
+    tsc_khz: int | None = None
+    """Frequency of the host's time-stamp counter in kHz, for engine tcg; null: strato-vmm finds it out."""
+    kvm_proven: bool = False
+    """Whether this host's KVM is known to run a kernel, for engine kvm; `false`: strato-vmm tries it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +233,18 @@ class ProgramsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JailConfig:
+    """What strato-vmm sees of the host and what it can still do, once its guest runs."""
+
+    enabled: bool = True
+    """Whether strato-vmm is confined. `false` is for development: a guest that breaks out is then whoever has started it."""  # noqa: E501
+    folders: tuple[Path, ...] = ()
+    """Further folders of the host that strato-vmm sees, with what is mounted below them: for `console.log`, `serial.log`, `vsock.socket`, and for shares and disks that are added later."""  # noqa: E501
+    forbidden_call: ForbiddenCall = ForbiddenCall.KILL
+    """What a system call does that strato-vmm has no use for: `kill` ends the VM, `log` writes it to the kernel's log and lets it through."""  # noqa: E501
+
+
+@dataclass(frozen=True, kw_only=True)
 class VmConfig:
     """One virtual machine."""
 
@@ -282,134 +282,8 @@ class VmConfig:
     """Empty slots for devices that come while the VM runs (`device_add`), as far as the board has them. Engine kvm only."""  # noqa: E501
     programs: ProgramsConfig = field(default_factory=ProgramsConfig)
     """Programs to use instead of those found by default."""
+    jail: JailConfig = field(default_factory=JailConfig)
+    """The confinement of strato-vmm."""
 
     def __post_init__(self) -> None:
         check(self)
-
-
-def check(config: VmConfig) -> None:
-    """Check every value of a configuration. Raises ConfigError; does no I/O."""
-    _text("name", config.name, 128)
-    _absolute("runtime_dir", config.runtime_dir, MAX_RUNTIME_DIR_BYTES)
-    _absolute("boot.kernel", config.boot.kernel)
-    if config.boot.initrd is not None:
-        _absolute("boot.initrd", config.boot.initrd)
-    if len(config.boot.cmdline.encode()) > MAX_CMDLINE_BYTES or not _printable(config.boot.cmdline):
-        raise ConfigError("boot.cmdline", f"Must be printable text of at most {MAX_CMDLINE_BYTES} bytes")
-    _between("cpu.count", config.cpu.count, 1, MAX_VCPUS)
-    _check_memory(config.memory)
-    _between("balloon.statistics_s", config.balloon.statistics_s, 0, 3600)
-    _between("spare_slots", config.spare_slots, 0, MAX_SPARE_SLOTS)
-    if config.serial.log is not None:
-        _absolute("serial.log", config.serial.log)
-    _between("console.limit_kib", config.console.limit_kib, 2, 1 << 20)
-    _between("console.ring_kib", config.console.ring_kib, 1, 1 << 10)
-    if config.console.log is not None:
-        _absolute("console.log", config.console.log)
-    ids: set[str] = set()
-    for index, drive in enumerate(config.drives):
-        check_drive(f"drives[{index}]", drive)
-        _unique(f"drives[{index}].id", drive.id, ids)
-    for index, net in enumerate(config.nets):
-        check_net(f"nets[{index}]", net)
-        _unique(f"nets[{index}].id", net.id, ids)
-    if config.vsock is not None:
-        _between("vsock.guest_cid", config.vsock.guest_cid, MIN_GUEST_CID, 0xFFFF_FFFE)
-        _absolute("vsock.socket", config.vsock.socket, MAX_SOCKET_PATH_BYTES)
-    _between("rng.rate_kib", config.rng.rate_kib, 1, 1 << 30)
-    _between("rng.burst_kib", config.rng.burst_kib, 64, 1 << 20)  # no request gets more than 64 KiB
-    tags: set[str] = set()
-    for index, share in enumerate(config.shares):
-        check_share(f"shares[{index}]", share)
-        _unique(f"shares[{index}].tag", share.tag, tags)
-
-
-def _check_memory(memory: MemoryConfig) -> None:
-    _between("memory.size_mib", memory.size_mib, MIN_MEMORY_MIB, MAX_MEMORY_MIB)
-    if (memory.file is None) == (memory.backend is MemoryBackend.FILE):
-        raise ConfigError("memory.file", "Must be set with backend file, and with no other")
-    if memory.file is not None:
-        _absolute("memory.file", memory.file)
-    if memory.huge_pages and memory.backend is MemoryBackend.FILE:
-        raise ConfigError("memory.huge_pages", "Backend file maps ordinary pages: remove one of the two")
-    if memory.huge_pages and memory.size_mib % 2:
-        raise ConfigError(
-            "memory.size_mib", f"{memory.size_mib} is not a multiple of 2, the size of a huge page"
-        )
-
-
-def check_drive(path: str, drive: DriveConfig) -> None:
-    """Check the values of a disk; ``path`` is where it stands. Raises ConfigError."""
-    _identifier(_join(path, "id"), drive.id)
-    _absolute(_join(path, "path"), drive.path)
-    if drive.serial is not None:
-        _text(_join(path, "serial"), drive.serial, MAX_SERIAL_BYTES)
-    check_limit(_join(path, "limit"), drive.limit)
-
-
-def check_net(path: str, net: NetConfig) -> None:
-    """Check the values of an interface; ``path`` is where it stands. Raises ConfigError."""
-    _identifier(_join(path, "id"), net.id)
-    if (net.tap_fd is None) == (net.tap_name is None):
-        raise ConfigError(path, "Exactly one of tap_fd and tap_name must be set")
-    if net.tap_fd is not None:
-        _between(_join(path, "tap_fd"), net.tap_fd, 3, 1 << 20)
-    if net.tap_name is not None and not _INTERFACE.fullmatch(net.tap_name):
-        raise ConfigError(_join(path, "tap_name"), f"{net.tap_name!r} is not an interface name")
-    if not _MAC.fullmatch(net.mac) or int(net.mac[:2], 16) & 1:
-        raise ConfigError(
-            _join(path, "mac"), f"{net.mac!r} is not a unicast MAC address like 02:53:54:52:00:00"
-        )
-    if net.mtu is not None:
-        _between(_join(path, "mtu"), net.mtu, 68, 65535)
-    check_limit(_join(path, "receive_limit"), net.receive_limit)
-    check_limit(_join(path, "transmit_limit"), net.transmit_limit)
-
-
-def check_share(path: str, share: ShareConfig) -> None:
-    """Check the values of a share; ``path`` is where it stands. Raises ConfigError."""
-    _text(_join(path, "tag"), share.tag, MAX_TAG_BYTES)
-    if share.directory is not None:
-        _absolute(_join(path, "directory"), share.directory)
-
-
-def check_limit(path: str, limit: LimitConfig) -> None:
-    """Check the values of a limit. Raises ConfigError."""
-    for name in ("bandwidth", "bandwidth_burst", "operations", "operations_burst"):
-        _between(_join(path, name), getattr(limit, name), 0, MAX_LIMIT)
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def _between(path: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise ConfigError(path, f"{value} is not between {low} and {high}")
-
-
-def _printable(text: str) -> bool:
-    return all(character.isprintable() for character in text)
-
-
-def _text(path: str, value: str, limit: int) -> None:
-    if not value or len(value.encode()) > limit or not _printable(value):
-        raise ConfigError(path, f"{value!r} must be 1 to {limit} bytes of printable text")
-
-
-def _identifier(path: str, value: str) -> None:
-    if not _ID.fullmatch(value):
-        raise ConfigError(path, f"{value!r} must match {_ID.pattern}")
-
-
-def _unique(path: str, value: str, seen: set[str]) -> None:
-    if value in seen:
-        raise ConfigError(path, f"{value!r} is used twice; names must be unique")
-    seen.add(value)
-
-
-def _absolute(path: str, value: Path, limit: int = 4096) -> None:
-    if not value.is_absolute():
-        raise ConfigError(path, f"{str(value)!r} must be an absolute path")
-    if len(bytes(value)) >= limit or not _printable(str(value)):
-        raise ConfigError(path, f"{str(value)!r} must be printable and shorter than {limit} bytes")

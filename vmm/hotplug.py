@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .boards.base import DeviceKind, DevicePlan, MachinePlan
-from .config import DriveCache, DriveConfig, NetConfig, ShareConfig, check_drive, check_net, check_share
+from .config import DriveCache, DriveConfig, NetConfig, ShareConfig
+from .config_check import check_drive, check_net, check_share
 from .engines.base import Engine
 from .errors import EngineError, QmpCommandError
 

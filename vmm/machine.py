@@ -17,7 +17,8 @@ from pathlib import Path
 
 from .backends.in_process import DeviceServer
 from .boards.base import DevicePlan, MachinePlan, board
-from .config import DriveConfig, EngineName, LimitConfig, NetConfig, VmConfig, check_limit
+from .config import DriveConfig, EngineName, LimitConfig, NetConfig, VmConfig
+from .config_check import check_limit
 from .console import Console
 from .engines.base import Done, Engine, EngineEnd, EngineHost, Observer
 from .engines.probe import resolve
@@ -80,7 +81,10 @@ class Machine(Observer):
         self._drive_limits: dict[str, LimitConfig] = {}
         self._engine_running = False
         self._devices = DeviceServer(
-            log, lost=self.lost, front_end_gone=self.suspect, balloon_changed=self._on_balloon
+            log,
+            lost=self.lost,
+            front_end_gone=self.suspect,
+            balloon_changed=self._on_balloon,
         )
         self._balloon_told = False
         self._panic_seen = False
@@ -96,7 +100,7 @@ class Machine(Observer):
         _check_files(config)
         _check_memory(config)
         _raise_descriptor_limit()
-        name = resolve(config.engine, self._log)
+        name = resolve(config.engine, self._log, proven=config.cpu.kvm_proven)
         self._plan = plan = board(config.board).plan(config, traits(name, config, self._log))
         self.phase("planned")
         self._console = console = Console(config.console, loop=self._loop, log=self._log)

@@ -8,17 +8,17 @@ the same bytes.
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tools.errors import CommandError
-from tools.progress import capture, run, step
+from tools.progress import capture, run, say, step
 
 from ..errors import KernelBuildError
 from .attribution import measure
-from .config import Fragment, count_enabled, merge, parse_config, render, verify
+from .config import Fragment, count_enabled, merge, parse_config, render, unnamed_defences, verify
 
 # Part of the cache key: raise it when this file changes what a build yields.
 BUILDER_VERSION = 1
@@ -98,13 +98,21 @@ def _make(tree: Path, objects: Path, work: Path, *targets: str) -> None:
 def _configure(tree: Path, objects: Path, fragments: Sequence[Fragment], work: Path) -> dict[str, str]:
     # allnoconfig with KCONFIG_ALLCONFIG starts from nothing: whatever no fragment names, and no named
     # symbol selects, is off.
-    wanted = work / "wanted.config"
-    wanted.write_text(render(merge(fragments)))
+    options = merge(fragments)
     with step("Kernel: configure"):
-        _make(tree, objects, work, f"KCONFIG_ALLCONFIG={wanted}", "allnoconfig")
-    final = parse_config((objects / ".config").read_text(), ".config")
+        final = _merge_into_nothing(tree, objects, options, work)
+        if defences := unnamed_defences(fragments, final):
+            say(f"Kernel: new defences are switched on: {', '.join(sorted(defences))}")
+            final = _merge_into_nothing(tree, objects, {**options, **defences}, work)
     verify(fragments, final)
     return final
+
+
+def _merge_into_nothing(tree: Path, objects: Path, options: Mapping[str, str], work: Path) -> dict[str, str]:
+    wanted = work / "wanted.config"
+    wanted.write_text(render(options))
+    _make(tree, objects, work, f"KCONFIG_ALLCONFIG={wanted}", "allnoconfig")
+    return parse_config((objects / ".config").read_text(), ".config")
 
 
 def _compile(tree: Path, objects: Path, work: Path) -> None:

@@ -20,6 +20,12 @@ OFF = "n"
 _ASSIGNMENT = re.compile(r"CONFIG_(?P<symbol>[A-Za-z0-9_]+)=(?P<value>.+)")
 _UNSET = re.compile(r"# CONFIG_(?P<symbol>[A-Za-z0-9_]+) is not set")
 
+# Security updates bring defences against new processor defects, each a symbol of its own that is off in
+# allnoconfig. Those that no fragment names are switched on; but not what changes every function for little:
+# SLS pads each return against the straight-line speculation of processors that nobody has attacked with it.
+_DEFENCE = "MITIGATION_"
+_DEFENCES_LEFT_OFF = frozenset({"MITIGATION_SLS"})
+
 
 @dataclass(frozen=True)
 class Fragment:
@@ -99,6 +105,16 @@ def render(options: Mapping[str, str]) -> str:
         for symbol, value in sorted(options.items())
     )
     return "\n".join(lines) + "\n"
+
+
+def unnamed_defences(fragments: Iterable[Fragment], final: Mapping[str, str]) -> dict[str, str]:
+    """The options that switch on every defence of the processor that is off in `final` and in no fragment."""
+    named = {symbol for fragment in fragments for symbol in fragment.options}
+    return {
+        symbol: "y"
+        for symbol, value in final.items()
+        if symbol.startswith(_DEFENCE) and value == OFF and symbol not in named | _DEFENCES_LEFT_OFF
+    }
 
 
 def verify(fragments: Sequence[Fragment], final: Mapping[str, str]) -> None:

@@ -7,11 +7,14 @@ what is malformed raises GuestProtocolError, which ends the sandbox (sandbox.py)
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Iterable
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
+
+from vmm import untrusted
 
 from ..errors import GuestProtocolError, SandboxError
 from ..ttrpc.client import TtrpcClient
@@ -93,7 +96,11 @@ async def connect_port(vsock_path: str, port: int, *, timeout_s: float = CONNECT
     stream.setblocking(False)
     try:
         async with asyncio.timeout(timeout_s):
-            await loop.sock_connect(stream, vsock_path)
+            socket_fd, address = untrusted.socket_address(vsock_path)
+            try:
+                await loop.sock_connect(stream, address)
+            finally:
+                os.close(socket_fd)
             await loop.sock_sendall(stream, f"CONNECT {port}\n".encode())
             line = b""
             while not line.endswith(b"\n"):

@@ -76,7 +76,7 @@ def test_guest_that_panics_later_ends_its_containers_and_says_why(daemon: TestDa
 def test_garbage_on_the_agents_ports_harms_nobody(daemon: TestDaemon) -> None:
     ctr = daemon.ctr
     name = ctr.run_detached("sleep", "1000")
-    (path,) = daemon.state_root.glob("*/vsock.sock")
+    (path,) = daemon.state_root.glob("*/vmm/vsock.sock")
     random = Random(1)
     with ExitStack() as held:
         for port in (CONTROL_PORT, STREAM_PORT):

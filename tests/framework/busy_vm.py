@@ -2,26 +2,16 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vmm.config import DriveConfig, NetConfig, ShareConfig, VsockConfig
+from vmm.config import DriveConfig, JailConfig, NetConfig, ShareConfig, VsockConfig
 from vmm.sys import open_tap
 
 from . import bytecode, guest_image, guest_programs
 from .vm import Vm, vm_factory
-
-# As the installed launcher starts it: without the site module and what that imports.
-COMMAND = [
-    sys.executable,
-    "-IS",
-    "-c",
-    f"import sys; sys.path[:0] = {[str(Path(__file__).parents[2]), *sys.path[-1:]]!r}; "
-    "from vmm.__main__ import main; sys.exit(main())",
-]
 
 SHARES = ("one", "two")
 _MIB = 1 << 20
@@ -87,12 +77,13 @@ def busy_vm(directory: Path) -> Iterator[BusyVm]:
             subprocess.run(["ip", "link", "set", interface, "up"], check=True)
             config = replace(
                 vms.config(),
+                jail=JailConfig(folders=(directory,)),
                 vsock=VsockConfig(socket=directory / "v.sock"),
                 drives=(DriveConfig(id="disk", path=directory / "disk"),),
                 shares=tuple(ShareConfig(tag=name, directory=directory / name) for name in SHARES),
                 nets=(NetConfig(id="net0", tap_fd=tap, mac="02:53:54:52:00:09"),),
             )
-            busy = BusyVm(vms.boot(config, command=COMMAND), directory)
+            busy = BusyVm(vms.boot(config), directory)
         finally:
             os.close(tap)
         for name in SHARES:

@@ -1,4 +1,4 @@
-"""Starting VMs in tests: strato-vmm with the tests' own guest, driven through the guest's console.
+"""Starting VMs in tests: strato-vmm in its jail, the tests' own guest, driven through the guest's console.
 
 `VmFactory` makes `Vm` objects and ends what a test has left running; a `Vm` is one strato-vmm process with
 its log, exit.json and QMP socket. Nothing here sleeps: each wait has a deadline and an event to wait for.
@@ -21,15 +21,20 @@ from types import TracebackType
 from typing import Self
 
 from vmm import paths
-from vmm.config import BootConfig, ConsoleConfig, VmConfig
-from vmm.decoding import dump
+from vmm.config import BootConfig, ConsoleConfig, JailConfig, ProgramsConfig, VmConfig
+from vmm.decoding import decode, dump, encode
 from vmm.exit_report import ExitReport, read
+from vmm.jail.facts import completed
+from vmm.log import Level, Log
 from vmm.qmp.client import QmpClient
 
 from .engine import wanted_engine
+from .launched import LaunchedVmm
 from .patience import patient
 
 DEADLINE_S = patient(60.0)
+DIRECT = [sys.executable, "-m", "vmm"]
+"""Runs strato-vmm without namespaces and root of its own: to see its own words about what is missing."""
 ANSWER = "=> "
 
 
@@ -48,16 +53,20 @@ class Vm:
         self.output = ""
         self._seen = 0
         self._forks = command is not None and "--fork" in command
+        jailed = command is None and config.jail.enabled
+        if jailed:
+            config = decode(VmConfig, completed(encode(config), Log(Level.ERROR)))
         config_path = self.directory / "vm.json"
         config_path.write_text(dump(config))
-        program = command or [sys.executable, "-m", "vmm"]
+        arguments = ["--config", str(config_path), "--qmp-path", str(self.qmp_path), "--log-level", "debug"]
         taps = [net.tap_fd for net in config.nets if net.tap_fd is not None]
+        self.process: subprocess.Popen[bytes] | LaunchedVmm
         with self.log_path.open("wb") as log:
+            if jailed:
+                self.process = LaunchedVmm(config, arguments, stderr=log, pass_fds=taps)
+                return
             self.process = subprocess.Popen(
-                [
-                    *(*program, "--config", str(config_path)),
-                    *("--qmp-path", str(self.qmp_path), "--log-level", "debug"),
-                ],
+                [*(command or DIRECT), *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -167,6 +176,7 @@ class VmFactory:
         self._directory = directory
         self._image = image
         self._vms: list[Vm] = []
+        self._directories: list[Path] = []
 
     def __enter__(self) -> Self:
         return self
@@ -179,8 +189,9 @@ class VmFactory:
 
     def directory(self) -> Path:
         """Make the runtime folder of the next VM."""
-        directory = self._directory / str(len(list(self._directory.iterdir())))
+        directory = self._directory / str(len(self._directories))
         directory.mkdir()
+        self._directories.append(directory)
         return directory
 
     def config(self, directory: Path | None = None) -> VmConfig:
@@ -219,6 +230,12 @@ def vm_factory(image: Path) -> Iterator[VmFactory]:
 def with_boot(config: VmConfig, **changes: object) -> VmConfig:
     """Return the configuration with changes to its boot part."""
     return replace(config, boot=replace(config.boot, **changes))  # type: ignore[arg-type]
+
+
+def with_programs(config: VmConfig, programs: ProgramsConfig) -> VmConfig:
+    """Return the configuration with reference programs in the place of our devices; they know no jail."""
+    jail = JailConfig(enabled=(programs.virtiofsd or programs.vhost_device_vsock) is None)
+    return replace(config, programs=programs, jail=jail)
 
 
 def processes_naming(text: str) -> list[str]:

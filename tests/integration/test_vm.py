@@ -3,14 +3,13 @@
 import os
 import select
 import signal
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.framework.vm import DEADLINE_S, VmFactory, processes_naming, with_boot
+from tests.framework.vm import DEADLINE_S, DIRECT, VmFactory, processes_naming, with_boot, with_programs
 from vmm import paths
 from vmm.config import EngineName, ProgramsConfig, ShareConfig, VsockConfig
 from vmm.engines.probe import verdict
@@ -18,8 +17,6 @@ from vmm.exit_report import ExitCode, ExitKind
 from vmm.log import Log
 
 pytestmark = pytest.mark.integration
-
-UNSHARE = ["unshare", "--pid", "--mount", "--mount-proc", "--fork"]
 
 
 def test_guest_boots_and_powers_off(vms: VmFactory) -> None:
@@ -92,7 +89,7 @@ def test_killed_qemu_is_a_host_error_that_names_it(vms: VmFactory) -> None:
 def test_killed_backend_is_a_host_error_that_names_it(vms: VmFactory, tmp_path: Path, program: str) -> None:
     # Only reference programs can be killed: our own devices live and die with strato-vmm.
     programs = ProgramsConfig(virtiofsd=paths.virtiofsd(), vhost_device_vsock=paths.vhost_device_vsock())
-    config = replace(vms.config(), programs=programs)
+    config = with_programs(vms.config(), programs)
     vsock = VsockConfig(socket=config.runtime_dir / "v.sock")
     vm = vms.boot(replace(config, vsock=vsock, shares=(ShareConfig(tag="t", directory=tmp_path),)))
 
@@ -117,17 +114,16 @@ def test_killed_qemu_with_backends_is_not_blamed_on_them(vms: VmFactory, tmp_pat
 
 def test_killed_strato_vmm_takes_its_pid_namespace_along(vms: VmFactory, tmp_path: Path) -> None:
     config = replace(vms.config(), shares=(ShareConfig(tag="t", directory=tmp_path),))
-    vm = vms.boot(config, command=[*UNSHARE, sys.executable, "-m", "vmm"])
-    inner = vm.children()[0]
+    vm = vms.boot(config)
 
-    os.kill(inner, signal.SIGKILL)
+    vm.process.kill()
 
     vm.process.wait(DEADLINE_S)
     assert processes_naming(str(config.runtime_dir)) == []
 
 
 def test_absent_kernel_is_a_config_error_that_names_it(vms: VmFactory) -> None:
-    vm = vms.start(with_boot(vms.config(), kernel=Path("/nonexistent/vmlinux")))
+    vm = vms.start(with_boot(vms.config(), kernel=Path("/nonexistent/vmlinux")), command=DIRECT)
 
     report = vm.wait_exit()
     assert report.kind is ExitKind.CONFIG_ERROR
@@ -151,7 +147,8 @@ def test_kernel_that_is_none_is_a_host_error_with_qemus_words(vms: VmFactory) ->
 @pytest.mark.engine("tcg", reason="only this engine has QEMU for a child")
 def test_absent_program_is_a_host_error_that_names_it(vms: VmFactory) -> None:
     config = vms.config()
-    vm = vms.start(replace(config, programs=ProgramsConfig(qemu=Path("/nonexistent/qemu"))))
+    programs = ProgramsConfig(qemu=Path("/nonexistent/qemu"))
+    vm = vms.start(replace(config, programs=programs), command=DIRECT)
 
     report = vm.wait_exit()
     assert report.kind is ExitKind.HOST_ERROR
@@ -171,7 +168,7 @@ def test_engine_kvm_without_usable_kvm_is_an_error_that_says_why(vms: VmFactory)
     found = verdict(Log())
     if found.engine is EngineName.KVM:
         pytest.skip(f"KVM is usable here: {found.reason}")
-    vm = vms.start(replace(vms.config(), engine=EngineName.KVM))
+    vm = vms.start(replace(vms.config(), engine=EngineName.KVM), command=DIRECT)
 
     report = vm.wait_exit()
     assert report.kind is ExitKind.HOST_ERROR

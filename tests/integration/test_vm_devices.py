@@ -3,16 +3,24 @@
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.framework.vm import DEADLINE_S, VmFactory
+from tests.framework.vm import DEADLINE_S, DIRECT, VmFactory, with_programs
 from vmm import paths
-from vmm.config import DriveConfig, NetConfig, ProgramsConfig, RngConfig, ShareCache, ShareConfig, VsockConfig
+from vmm.config import (
+    DriveConfig,
+    JailConfig,
+    NetConfig,
+    ProgramsConfig,
+    RngConfig,
+    ShareCache,
+    ShareConfig,
+    VsockConfig,
+)
 from vmm.errors import QmpCommandError
 from vmm.sys import open_tap
 
@@ -23,7 +31,7 @@ ETH_P_ALL = 3  # linux/if_ether.h
 # A mark for what is served by a program instead of a device core of ours.
 reference_program = pytest.mark.engine("tcg", reason="only this engine serves devices by programs")
 
-SLAVE_NAMESPACE = ["unshare", "--mount", "--propagation", "slave", sys.executable, "-m", "vmm"]
+SLAVE_NAMESPACE = ["unshare", "--mount", "--propagation", "slave", *DIRECT]
 
 
 def connect_to_guest(path: Path, port: int) -> socket.socket:
@@ -82,7 +90,7 @@ def share_programs(request: pytest.FixtureRequest) -> ProgramsConfig:
 def test_vsock_carries_bytes_from_host_to_guest_and_back(
     vms: VmFactory, vsock_programs: ProgramsConfig
 ) -> None:
-    config = replace(vms.config(), programs=vsock_programs)
+    config = with_programs(vms.config(), vsock_programs)
     path = config.runtime_dir / "v.sock"
     vm = vms.boot(replace(config, vsock=VsockConfig(socket=path)))
     assert vm.ask("vsock-echo 1024") == "ok"
@@ -94,7 +102,7 @@ def test_vsock_carries_bytes_from_host_to_guest_and_back(
 
 
 def test_guest_connects_to_a_listener_of_the_host(vms: VmFactory, vsock_programs: ProgramsConfig) -> None:
-    config = replace(vms.config(), programs=vsock_programs)
+    config = with_programs(vms.config(), vsock_programs)
     path = config.runtime_dir / "v.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.settimeout(DEADLINE_S)
@@ -127,7 +135,7 @@ def test_share_is_read_and_written_by_both_sides(
 ) -> None:
     (tmp_path / "from-host").write_text("host")
     share = ShareConfig(tag="a,tag", directory=tmp_path, cache=ShareCache(cache))
-    vm = vms.boot(replace(vms.config(), shares=(share,), programs=share_programs))
+    vm = vms.boot(with_programs(replace(vms.config(), shares=(share,)), share_programs))
 
     assert vm.ask("mount a,tag /mnt") == "ok"
     assert vm.ask("cat /mnt/from-host") == "host"
@@ -142,8 +150,8 @@ def test_mount_made_later_below_a_share_becomes_visible(
     source.mkdir()
     (source / "file").write_text("late")
     shares = (ShareConfig(tag="t", directory=share),)
-    config = replace(vms.config(), shares=shares, programs=share_programs)
-    vm = vms.boot(config, command=SLAVE_NAMESPACE)
+    config = with_programs(replace(vms.config(), shares=shares), share_programs)
+    vm = vms.boot(config, command=None if config.jail.enabled else SLAVE_NAMESPACE)
     assert vm.ask("mount t /mnt") == "ok"
     assert vm.ask("list /mnt/seen") == ""
 
@@ -164,7 +172,7 @@ def test_shares_come_and_go_below_a_running_vm(share: Path, vms: VmFactory, tmp_
         ShareConfig(tag="t", cache=ShareCache.NONE),
         ShareConfig(tag="fixed", directory=tmp_path / "fixed"),
     )
-    vm = vms.boot(replace(vms.config(), shares=shares), command=SLAVE_NAMESPACE)
+    vm = vms.boot(replace(vms.config(), shares=shares, jail=JailConfig(folders=(share,))))
     assert vm.ask("mount t /mnt") == "ok"
     assert vm.ask("list /mnt") == ""
     point = share / "seen"
@@ -201,9 +209,9 @@ def test_read_only_share_refuses_writes(
 ) -> None:
     (tmp_path / "file").write_text("kept")
     shares = (ShareConfig(tag="t", directory=tmp_path, readonly=True),)
-    config = replace(vms.config(), shares=shares, programs=share_programs)
-    command = ["unshare", "--pid", "--mount", "--mount-proc", "--fork", sys.executable, "-m", "vmm"]
-    vm = vms.boot(config, command=command)
+    config = with_programs(replace(vms.config(), shares=shares), share_programs)
+    command = ["unshare", "--pid", "--mount", "--mount-proc", "--fork", *DIRECT]
+    vm = vms.boot(config, command=None if config.jail.enabled else command)
 
     assert vm.ask("mount t /mnt") == "ok"
     assert vm.ask("cat /mnt/file") == "kept"
@@ -215,7 +223,8 @@ def test_read_only_share_by_virtiofsd_without_a_mount_namespace_is_refused(
     vms: VmFactory, tmp_path: Path
 ) -> None:
     shares = (ShareConfig(tag="t", directory=tmp_path, readonly=True),)
-    config = replace(vms.config(), shares=shares, programs=ProgramsConfig(virtiofsd=paths.virtiofsd()))
+    programs = ProgramsConfig(virtiofsd=paths.virtiofsd())
+    config = with_programs(replace(vms.config(), shares=shares), programs)
 
     assert "strato-launch" in vms.start(config).wait_exit().message
 
@@ -240,7 +249,8 @@ def test_drives_appear_in_order_with_size_serial_and_mode(vms: VmFactory) -> Non
 def test_absent_drive_is_told_by_its_path(vms: VmFactory) -> None:
     drive = DriveConfig(id="d0", path=Path("/nonexistent/disk"))
 
-    assert "/nonexistent/disk" in vms.start(replace(vms.config(), drives=(drive,))).wait_exit().message
+    config = replace(vms.config(), drives=(drive,))
+    assert "/nonexistent/disk" in vms.start(config, command=DIRECT).wait_exit().message
 
 
 def wait_for_frame(packets: socket.socket, source: str) -> None:

@@ -11,7 +11,17 @@ from tests.framework.runtime import CHECKOUT
 pytestmark = pytest.mark.style
 
 # What shim may use of vmm (ARCHITECTURE.md, invariants).
-SHIM_USES = ("vmm.config", "vmm.qmp.client", "vmm.errors", "vmm.sys", "vmm.paths")
+SHIM_USES = (
+    "vmm.config",
+    "vmm.errors",
+    "vmm.jail.facts",
+    "vmm.jail.view",
+    "vmm.log",
+    "vmm.paths",
+    "vmm.qmp.client",
+    "vmm.sys",
+    "vmm.untrusted",
+)
 # containerd's messages stop here.
 PROTO_USERS = (
     "shim/bootstrap.py",

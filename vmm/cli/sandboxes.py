@@ -1,8 +1,9 @@
 """`strato ps`, `strato logs`, `strato console`: the running sandboxes, from what the shim leaves on disk.
 
 Relied upon: ``<state_root>/<key>/state.json`` of version 1 with the fields id, namespace, created_at,
-shim{pid}, vmm{pid, start_time} (null when it has ended), containers{id: {status}}; beside it console.log,
-vmm.log, shim.log. The state root is ``[shim] state_root`` of the configuration, as the shim reads it.
+shim{pid}, vmm{pid, start_time} (null when it has ended), containers{id: {status}}; beside it vmm.log,
+shim.log, and vmm/console.log, which strato-vmm writes and which is therefore not to be trusted. The state
+root is ``[shim] state_root`` of the configuration, as the shim reads it.
 """
 
 import json
@@ -15,13 +16,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from .. import untrusted
 from ..errors import HostError
 from ..paths import DEFAULT_STATE_ROOT
 
 VERSION = 1
 CONFIG_FILE = Path("/etc/strato/config.toml")
 CONFIG_VARIABLE = "STRATO_CONFIG"
-_LOGS = {"shim": "shim.log", "vmm": "vmm.log", "console": "console.log"}
+_LOGS = {"shim": "shim.log", "vmm": "vmm.log", "console": "vmm/console.log"}
+_MAX_LOG_BYTES = 64 << 20
 _POLL_MS = 200  # regular files cannot be polled; this is how often the console's file is looked at
 
 
@@ -115,14 +118,15 @@ class Follower:
         """Return what has been added since the last call."""
         data = b"" if self._stream is None else self._stream.read()
         try:
-            status = self._path.stat()
-        except FileNotFoundError:
+            status = self._path.lstat()
+            if self._stream is None or os.fstat(self._stream.fileno()).st_ino != status.st_ino:
+                fd = untrusted.open_file(self._path)
+                if self._stream is not None:
+                    self._stream.close()
+                self._stream = os.fdopen(fd, "rb")
+                data += self._stream.read()
+        except OSError:
             return data
-        if self._stream is None or os.fstat(self._stream.fileno()).st_ino != status.st_ino:
-            if self._stream is not None:
-                self._stream.close()
-            self._stream = self._path.open("rb")
-            data += self._stream.read()
         return data
 
 
@@ -203,7 +207,7 @@ def _row(sandbox: Sandbox) -> tuple[str, str, str, str, str, str]:
 
 def _read_log(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return untrusted.read_file(path, _MAX_LOG_BYTES)
     except FileNotFoundError:
         return b""
     except OSError as error:

@@ -14,9 +14,10 @@ from typing import Any
 from .. import paths
 from ..boards.base import board
 from ..config import VmConfig
-from ..decoding import MAX_CONFIG_BYTES, decode, dump
+from ..decoding import MAX_CONFIG_BYTES, decode, dump, encode
 from ..errors import ConfigError, HostError
-from .scratch import scratch_folder
+from ..jail import view
+from .scratch import Scratch, scratch_folder
 
 ESCAPE = 0x01  # Ctrl-A
 QUIT = ord("x")
@@ -41,8 +42,8 @@ def run(file: Path, *, log_level: str) -> int:
     """Boot the VM of a configuration file in this terminal; return strato-vmm's status. Raises VmmError."""
     with scratch_folder() as scratch:
         config = _load(file, scratch.path)
-        config = replace(config, console=replace(config.console, stdio=True))
-        child, to_guest = _start(config, log_level, scratch.lock_fd)
+        config = _complete(replace(config, console=replace(config.console, stdio=True)))
+        child, to_guest = _start(config, log_level, scratch)
         return _relay(child, to_guest)
 
 
@@ -65,34 +66,59 @@ def _load(file: Path, runtime_dir: Path) -> VmConfig:
     return decode(VmConfig, document, base=file.absolute().parent)
 
 
-def _start(config: VmConfig, log_level: str, lock_fd: int) -> tuple[int, int]:
+def _complete(config: VmConfig) -> VmConfig:
+    """Fill in what strato-vmm would have to look for: in its jail there is nothing to be found.
+
+    Raises EngineError, HostError, ProgramNotFoundError.
+    """
+    from ..jail.facts import completed
+    from ..log import Level, Log
+
+    return decode(VmConfig, completed(encode(config), Log(Level.ERROR)))
+
+
+def _start(config: VmConfig, log_level: str, scratch: Scratch) -> tuple[int, int]:
     """Start strato-vmm; return its pid and the write end of its console input."""
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     config_fd = os.memfd_create("strato-vm-config")
     os.write(config_fd, dump(config).encode())
     os.lseek(config_fd, 0, os.SEEK_SET)
-    code = f"import sys; sys.path[:] = {sys.path!r}; from vmm.__main__ import main; sys.exit(main())"
-    command = [sys.executable, "-IS", "-c", code, "--config", str(config_fd), "--log-level", log_level]
+    command = [*view.command(), "--config", str(config_fd), "--log-level", log_level]
     try:
         if os.geteuid() == 0 and os.access(paths.launcher(), os.X_OK):
-            pid = _launch(command, read_end, config_fd)
+            options = _launch_options(config, scratch.path)
+            pid = _launch(options, command, read_end, config_fd)
         else:
             # Without a pid namespace nobody ends QEMU if strato-vmm is killed, and that may outlive us.
-            pid = _spawn(command, read_end, (config_fd, lock_fd))
+            pid = _spawn(command, read_end, (config_fd, scratch.lock_fd))
     finally:
         os.close(read_end)
         os.close(config_fd)
     return pid, write_end
 
 
-def _launch(command: list[str], stdin: int, config_fd: int) -> int:
+def _launch_options(config: VmConfig, scratch: Path) -> list[str]:
     # As PID 1 of namespaces of its own: whatever ends it ends all that it has started.
+    document = encode(config)
+    if not view.enabled(document):
+        return ["--new", "pid,mount", "--mount-proc", "--die-with-parent"]
+    for seen in view.machine(document):
+        if not seen.optional and not Path(seen.path).exists():
+            raise ConfigError(seen.origin, f"{seen.path} does not exist")
+    # Taps that have a name have it in the network namespace of whoever calls.
+    network = "" if any(net.tap_name for net in config.nets) else ",net"
+    root = scratch / "jail"
+    root.mkdir(mode=0o700)
+    options = ["--new", f"pid,mount,ipc,uts{network}", "--mount-proc", "--die-with-parent"]
+    return [*options, *view.launch_options(document, str(root))]
+
+
+def _launch(options: list[str], command: list[str], stdin: int, config_fd: int) -> int:
     from ..sys import LaunchError, launch
 
-    options = ["--new", "pid,mount", "--mount-proc", "--die-with-parent", "--"]
     try:
         launched = launch(
-            str(paths.launcher()), [*options, *command], pass_fds=(config_fd,), stdio=(stdin, 1, 2)
+            str(paths.launcher()), [*options, "--", *command], pass_fds=(config_fd,), stdio=(stdin, 1, 2)
         )
     except LaunchError as error:
         raise HostError("strato-vmm cannot be started") from error

@@ -19,10 +19,12 @@ from .device import (
     SharesDevice,
     balloon,
     block,
+    confine_threads,
     console,
     fs,
     net,
     rng,
+    seal_threads,
     vsock,
 )
 from .events import DeviceEvent, DeviceEventKind, EventRing
@@ -47,10 +49,12 @@ __all__ = [
     "SharesDevice",
     "balloon",
     "block",
+    "confine_threads",
     "console",
     "fs",
     "net",
     "probe",
     "rng",
+    "seal_threads",
     "vsock",
 ]

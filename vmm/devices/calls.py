@@ -81,6 +81,14 @@ def _sized(kind: str) -> Any:
     return place
 
 
+def confine_threads(forbidden: int) -> None:
+    _check(_lib.strato_vmm_confine_threads(forbidden))
+
+
+def seal_threads() -> None:
+    _check(_lib.strato_vmm_seal_threads())
+
+
 def events_create() -> Any:
     ret = ffi.new("strato_vmm_events **")
     _check(_lib.strato_vmm_events_create(ret))

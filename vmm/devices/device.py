@@ -136,6 +136,19 @@ class NetDevice(Device):
         calls.net_set_taps(self._open(), tap_fds)
 
 
+def confine_threads(*, log_only: bool) -> None:
+    """Confine every thread that the library starts from here on to its role; a call beyond it kills.
+
+    With ``log_only`` the kernel writes such a call to its log and makes it. Raises OSError.
+    """
+    calls.confine_threads(1 if log_only else 0)
+
+
+def seal_threads() -> None:
+    """Confine the library's own thread that starts all others; more can still be started. Raises OSError."""
+    calls.seal_threads()
+
+
 class ConsoleDevice(Device):
     """A console, whose terminal may change its size."""
 

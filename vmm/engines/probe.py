@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import VERSION, boot_cache
-from ..config import EngineName
+from ..engine_name import EngineName
 from ..errors import EngineError
 from ..log import Log
 
@@ -30,9 +30,12 @@ class Verdict:
     reason: str
 
 
-def resolve(wanted: EngineName, log: Log, *, cache: Path = CACHE) -> EngineName:
-    """Return the engine to use. Raises EngineError for one that cannot run here."""
-    if wanted is EngineName.TCG:
+def resolve(wanted: EngineName, log: Log, *, proven: bool = False, cache: Path = CACHE) -> EngineName:
+    """Return the engine to use. Raises EngineError for one that cannot run here.
+
+    ``proven``: somebody has asked already whether kvm can.
+    """
+    if wanted is EngineName.TCG or (wanted is EngineName.KVM and proven):
         return wanted
     found = verdict(log, cache=cache)
     if wanted is EngineName.KVM and found.engine is not EngineName.KVM:

@@ -21,6 +21,7 @@ and QEMU's model takes pin 0 for ISA's IRQ 0 and turns it into pin 2 (hw/intc/io
 FS_QUEUE_SIZE = 1024
 _PANIC_DEVICE = "pvpanic"  # ISA, port 0x505, announced by ACPI as QEMU0001
 TRANSLATION_BUFFER_MIB = 256
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class QemuHost:
 
     program: Path
     qmp_fd: int
+    sandbox: bool = True
+    """Whether QEMU is to forbid itself the system calls that it has no use for."""
 
 
 def command_line(plan: MachinePlan, wiring: Wiring, host: QemuHost) -> list[str]:
@@ -67,6 +70,8 @@ def command_line(plan: MachinePlan, wiring: Wiring, host: QemuHost) -> list[str]
         *("-mon", "chardev=qmp,mode=control"),
         *("-device", _PANIC_DEVICE),
     ]
+    if host.sandbox:
+        arguments += ["-sandbox", _SANDBOX]
     if plan.initrd is not None:
         arguments += ["-initrd", str(plan.initrd)]
     for device in plan.devices:

@@ -65,7 +65,9 @@ class TcgEngine(Engine):
             if isinstance(device.source, NetConfig) and not device.source.link_up:
                 self._channel.send("set_link", {"name": device.id, "up": False})
         wiring = Wiring(console_fd=console_fd, backend_fds=self._backends.descriptors())
-        qemu = qemu_arguments.QemuHost(program=program, qmp_fd=self._theirs.fileno())
+        qemu = qemu_arguments.QemuHost(
+            program=program, qmp_fd=self._theirs.fileno(), sandbox=self._config.jail.enabled
+        )
         with self._theirs as theirs:
             self._process = self._host.processes.spawn(
                 qemu_arguments.command_line(plan, wiring, qemu),

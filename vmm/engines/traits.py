@@ -55,6 +55,7 @@ def _kvm(config: VmConfig) -> EngineTraits:
 def _tcg(config: VmConfig, log: Log) -> EngineTraits:
     from . import host_clock, qemu_arguments
 
+    khz = config.cpu.tsc_khz or host_clock.tsc_khz(log)
     memory = config.memory
     for path, wanted in (
         ("memory.backend", memory.backend not in (MemoryBackend.AUTO, MemoryBackend.MEMFD)),
@@ -67,7 +68,7 @@ def _tcg(config: VmConfig, log: Log) -> EngineTraits:
     return EngineTraits(
         engine=EngineName.TCG,
         max_slots=qemu_arguments.MAX_SLOTS,
-        kernel_arguments=(*_TCG_ARGUMENTS, *host_clock.guest_arguments(host_clock.tsc_khz(log))),
+        kernel_arguments=(*_TCG_ARGUMENTS, *host_clock.guest_arguments(khz)),
         own_layout=True,
         balloon=False,
     )

@@ -16,6 +16,7 @@ from .errors import native_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
 ffi: Any = _generated_ffi
@@ -24,7 +25,15 @@ ffi: Any = _generated_ffi
 ABI_VERSION = 1
 """The interface number that this module is written for."""
 
-_STRUCTS = ("mount_attr", "tap_config", "tsc_reading", "pump_stream", "pump_event", "pump_stats_result")
+_STRUCTS = (
+    "path",
+    "mount_attr",
+    "tap_config",
+    "tsc_reading",
+    "pump_stream",
+    "pump_event",
+    "pump_stats_result",
+)
 
 NO_LIMIT = 2**64 - 1
 """``limit`` of a stream without one."""
@@ -80,6 +89,29 @@ def close_range(first: int, last: int, flags: int) -> None:
 
 def set_process_name(name: str) -> None:
     _check(_lib.strato_sys_set_process_name(_path(name)))
+
+
+def forbid_gains() -> None:
+    _check(_lib.strato_sys_forbid_gains())
+
+
+def restrict_paths(paths: Sequence[tuple[str, int]]) -> int:
+    # The structs hold pointers only: what they point to has to live as long.
+    texts = [ffi.from_buffer("char[]", _path(path) + b"\0") for path, _ in paths]
+    array = ffi.new("strato_sys_path[]", len(paths))
+    for place, text, (_, use) in zip(array, texts, paths, strict=True):
+        place.path, place.use = text, use
+    ret = ffi.new("uint32_t *")
+    _check(_lib.strato_sys_restrict_paths(array, len(paths), ret))
+    return int(ret[0])
+
+
+def confine_control(forbidden: int) -> None:
+    _check(_lib.strato_sys_confine_control(forbidden))
+
+
+def set_dumpable(enable: bool) -> None:
+    _check(_lib.strato_sys_set_dumpable(enable))
 
 
 def mount(

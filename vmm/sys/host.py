@@ -10,6 +10,7 @@ from . import calls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
     from typing import Final
 
@@ -127,6 +128,47 @@ def close_range(first: int, last: int = _LAST_FD, *, flags: int = 0) -> None:
 def set_process_name(name: str) -> None:
     """Set what ps and top show as the command (15 bytes; the rest is cut)."""
     calls.set_process_name(name)
+
+
+class PathUse:
+    """What a path is good for, once a thread has restricted itself."""
+
+    READ: Final = 0
+    """To be read."""
+    FOLDER: Final = 1
+    """Regular files and sockets may come, go and change."""
+    TREE: Final = 2
+    """Anything but executing it."""
+    DEVICE: Final = 3
+    """A device or disk: to be read, written and asked (ioctl)."""
+    DEVICE_READONLY: Final = 4
+    """A device or disk: to be read and asked."""
+
+
+def forbid_gains() -> None:
+    """Leave nothing to gain by executing a program: no capability, no set-id bit. For ever."""
+    calls.forbid_gains()
+
+
+def restrict_paths(paths: Sequence[tuple[str, int]]) -> int:
+    """Restrict this thread, and those it starts from here on, to these paths (PathUse) and what is below.
+
+    After `forbid_gains`. Returns the version of Landlock that the kernel has; 0: none, nothing has changed.
+    """
+    return calls.restrict_paths(paths)
+
+
+def confine_control(*, log_only: bool) -> None:
+    """Leave this thread without capabilities and with strato-vmm's own system calls; any other one kills.
+
+    With ``log_only`` the kernel writes such a call to its log and makes it.
+    """
+    calls.confine_control(1 if log_only else 0)
+
+
+def set_dumpable(enable: bool) -> None:
+    """Allow or forbid others of the same user to look into this process, and core dumps."""
+    calls.set_dumpable(enable)
 
 
 def open_tap(netns_fd: int | None, name: str, *, mtu: int | None = None, up: bool = True) -> int:

@@ -4,7 +4,16 @@ import pytest
 
 from rootfs.errors import FragmentError, SymbolError
 from rootfs.kernel.build import FRAGMENTS
-from rootfs.kernel.config import Fragment, count_enabled, load_fragments, merge, parse_config, render, verify
+from rootfs.kernel.config import (
+    Fragment,
+    count_enabled,
+    load_fragments,
+    merge,
+    parse_config,
+    render,
+    unnamed_defences,
+    verify,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -66,6 +75,18 @@ def test_verify_option_wanted_off_may_be_absent() -> None:
     verify([Fragment("base", {"MODULES": "n"})], {"NET": "y"})
 
 
+def test_defence_that_no_fragment_names_is_switched_on() -> None:
+    fragments = [Fragment("security", {"MITIGATION_RETPOLINE": "y", "MITIGATION_OLD": "n"})]
+    final = {
+        "MITIGATION_RETPOLINE": "y",
+        "MITIGATION_OLD": "n",
+        "MITIGATION_NEW": "n",
+        "MITIGATION_SLS": "n",
+        "NET": "n",
+    }
+    assert unnamed_defences(fragments, final) == {"MITIGATION_NEW": "y"}
+
+
 def test_count_enabled_counts_only_built_in_symbols() -> None:
     assert count_enabled({"NET": "y", "HZ": "250", "PCI": "n", "BLOCK": "y"}) == 2
 
@@ -92,6 +113,14 @@ def test_repository_fragments_merge_without_contradiction() -> None:
             "CGROUP_HUGETLB",
         ),
         *("OVERLAY_FS", "EROFS_FS", "EXT4_FS", "XFS_FS", "VIRTIO_FS", "FUSE_DAX", "BLK_DEV_LOOP"),
+        *(
+            "MITIGATION_SPECTRE_V1",
+            "MITIGATION_SPECTRE_V2",
+            "MITIGATION_SSB",
+            "MITIGATION_RETBLEED",
+            "MITIGATION_ITS",
+            "MITIGATION_TSA",
+        ),
         *("SECCOMP_FILTER", "SECURITY_LANDLOCK", "NF_TABLES", "IP_NF_IPTABLES", "IP6_NF_IPTABLES"),
         *("VETH", "BRIDGE", "TUN", "MACVLAN", "IPVLAN", "IPV6", "VIRTIO_VSOCKETS"),
         *("VMGENID", "PVPANIC_MMIO", "VIRTIO_MEM", "PAGE_REPORTING", "VIRTIO_BALLOON", "PVH", "KVM_GUEST"),

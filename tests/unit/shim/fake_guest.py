@@ -208,6 +208,7 @@ class Bench:
 
     def __init__(self, root: Path, *, settings: Settings) -> None:
         self.layout = Layout(root)
+        self.layout.runtime.mkdir()
         self.reaper = launch.Reaper()
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self.reaper.reap)
         self.sender = RecordingSender()

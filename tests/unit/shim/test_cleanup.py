@@ -202,6 +202,25 @@ def test_remove_tree_spares_files_of_a_share_that_still_shows_them(tmp_path: Pat
     assert not (tmp_path / "s" / "console.log").exists()
 
 
+def test_remove_tree_reaches_directories_beyond_every_path(tmp_path: Path) -> None:
+    # What a strato-vmm that has been taken over may leave: too deep for a path and for a recursion.
+    (tmp_path / "s" / "vmm").mkdir(parents=True)
+    (tmp_path / "s" / "shared").mkdir()
+    here = os.open(tmp_path / "s" / "vmm", os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("nested", dir_fd=here)
+        os.symlink("/etc/passwd", "link", dir_fd=here)
+        below = os.open("nested", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+    leftovers.remove_tree(str(tmp_path / "s"))
+
+    assert not (tmp_path / "s").exists()
+    assert Path("/etc/passwd").exists()
+
+
 def test_delete_after_an_orderly_end_looks_for_nothing(bench: Bench) -> None:
     directory = bench.write_state()
     (bench.bundle / names.ENDED_NAME).touch()

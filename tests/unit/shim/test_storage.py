@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import stat
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -103,6 +104,28 @@ def test_rootfs_with_options_beyond_a_page_is_mounted(state: Path, tmp_path: Pat
     _with_shared(state, check)
 
     assert Path.cwd() == here
+
+
+def test_nothing_in_a_share_is_a_device_or_a_program_to_the_host(state: Path, tmp_path: Path) -> None:
+    overlay = _overlay(tmp_path / "snapshots")
+    plain = tmp_path / "plain"
+    (plain / "below").mkdir(parents=True)
+
+    def check(shared: SharedDirectory) -> None:
+        subprocess.run(["mount", "-t", "tmpfs", "none", plain / "below"], check=True)
+        shared.add_rootfs("one", [overlay], None)
+        shared.add_rootfs("two", [RootfsMount("bind", str(plain), options=("bind",))], None)
+        shared.add_rootfs("three", [], str(plain))
+        shared.add_volume("one", _volume(plain))
+        os.mknod(plain / "below" / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+        volume = shared.volumes_directory / "one" / "0"
+        for root in (*shared.rootfs_directory.iterdir(), volume, volume / "below"):
+            flags = os.statvfs(root).f_flag
+            assert flags & os.ST_NODEV and flags & os.ST_NOSUID and flags & os.ST_NOEXEC, root
+        with pytest.raises(PermissionError):
+            (volume / "below" / "null").open()
+
+    _with_shared(state, check)
 
 
 def test_rootfs_of_a_readonly_bind_cannot_be_written(state: Path, tmp_path: Path) -> None:

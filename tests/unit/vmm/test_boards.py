@@ -85,7 +85,7 @@ def test_command_line_ends_with_engine_then_user_arguments() -> None:
 
 
 def test_serial_port_is_heard_first_and_not_quiet() -> None:
-    with_port = plan(replace(CONFIG, serial=SerialConfig(log=Path("/serial"))))
+    with_port = plan(replace(CONFIG, serial=SerialConfig(log=Path("/run/vm/serial"))))
 
     assert with_port.cmdline.startswith("earlyprintk=ttyS0 console=ttyS0 console=hvc0")
     assert "quiet" not in with_port.cmdline.split()

@@ -23,7 +23,7 @@ NOBODY = {"pid": 4194305, "start_time": 7}
 
 def write_state(root: Path, name: str, **changes: Any) -> Path:
     directory = root / name
-    directory.mkdir(parents=True)
+    (directory / "vmm").mkdir(parents=True)
     state = {
         "version": 1,
         "id": f"sandbox-{name}",
@@ -112,7 +112,7 @@ def test_state_root_is_the_one_of_the_configuration(
 def test_logs_prints_the_wanted_log(tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
     directory = write_state(tmp_path, "a")
     (directory / "vmm.log").write_text("info started\n")
-    (directory / "console.log").write_bytes(b"\xff console\n")
+    (directory / "vmm" / "console.log").write_bytes(b"\xff console\n")
 
     assert main(["logs", "container-a", "--state-root", str(tmp_path), "--source", "vmm"]) == 0
     assert capsysbinary.readouterr().out == b"info started\n"
@@ -135,7 +135,7 @@ def test_console_of_a_dead_sandbox_prints_what_there_is(
     tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     directory = write_state(tmp_path, "a", vmm=NOBODY)
-    (directory / "console.log").write_bytes(b"last words\n")
+    (directory / "vmm" / "console.log").write_bytes(b"last words\n")
 
     assert main(["console", "sandbox-a", "--state-root", str(tmp_path)]) == 0
     assert capsysbinary.readouterr().out == b"last words\n"

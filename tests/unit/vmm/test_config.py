@@ -136,3 +136,25 @@ def test_construction_checks_too() -> None:
         dataclasses.replace(full(), name="")
 
     assert caught.value.json_path == "name"
+
+
+@pytest.mark.parametrize(
+    ("changes", "path"),
+    [
+        ({"console": {"log": "/elsewhere/log"}}, "console.log"),
+        ({"serial": {"log": "/run/vms/log"}}, "serial.log"),
+        ({"vsock": {"socket": "/run/v"}}, "vsock.socket"),
+        ({"programs": {"virtiofsd": "/v"}}, "programs.virtiofsd"),
+        ({"jail": {"folders": ["relative"]}}, "jail.folders[0]"),
+    ],
+)
+def test_what_is_out_of_the_jail_is_refused_by_its_path(changes: dict[str, Any], path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(json.dumps({**MINIMAL, **changes}).encode())
+
+    assert caught.value.json_path == path
+
+
+def test_folders_of_the_jail_and_no_jail_allow_what_is_elsewhere() -> None:
+    for jail in ({"folders": ["/elsewhere"]}, {"enabled": False}):
+        parse(json.dumps({**MINIMAL, "console": {"log": "/elsewhere/log"}, "jail": jail}).encode())

@@ -132,3 +132,10 @@ def test_engine_kvm_on_an_unusable_host_is_an_error_that_says_what_to_do(host: H
 
 def test_auto_is_kvm_where_it_is_usable(host: Host) -> None:
     assert probe.resolve(EngineName.AUTO, LOG, cache=host.cache) is EngineName.KVM
+
+
+def test_kvm_that_was_proven_is_not_asked_again(host: Host) -> None:
+    host.answer = (False, "int3 is emulated")
+
+    assert probe.resolve(EngineName.KVM, LOG, proven=True, cache=host.cache) is EngineName.KVM
+    assert host.asked == 0

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from tests.unit.vmm.test_boards import CONFIG
-from vmm.config import EngineName, MemoryBackend, MemoryConfig, ProgramsConfig, SerialConfig
+from vmm.config import (
+    CpuConfig,
+    EngineName,
+    JailConfig,
+    MemoryBackend,
+    MemoryConfig,
+    ProgramsConfig,
+    SerialConfig,
+)
 from vmm.engines.traits import traits
 from vmm.errors import ConfigError
 from vmm.log import Level, Log
@@ -29,14 +37,15 @@ def test_kvm_tells_resets_from_triple_faults_and_tcg_has_its_clock_given() -> No
 
 
 def test_kvm_lets_the_kernel_look_for_a_serial_port_that_is_there() -> None:
-    config = replace(CONFIG, serial=SerialConfig(log=Path("/serial")))
+    config = replace(CONFIG, serial=SerialConfig(log=Path("/run/vm/serial")))
 
     assert "8250.nr_uarts=0" not in traits(EngineName.KVM, config, LOG).kernel_arguments
 
 
 @pytest.mark.parametrize("name", ["virtiofsd", "vhost_device_vsock"])
 def test_kvm_has_no_use_for_device_programs(name: str) -> None:
-    config = replace(CONFIG, programs=ProgramsConfig(**{name: Path("/program")}))
+    programs = ProgramsConfig(**{name: Path("/program")})
+    config = replace(CONFIG, programs=programs, jail=JailConfig(enabled=False))
 
     with pytest.raises(ConfigError, match=rf"programs\.{name}: /program cannot serve engine kvm"):
         traits(EngineName.KVM, config, LOG)
@@ -50,7 +59,7 @@ def test_kvm_has_no_use_for_device_programs(name: str) -> None:
         ({"memory": MemoryConfig(backend=MemoryBackend.FILE, file=Path("/ram"))}, "memory.backend"),
         ({"memory": MemoryConfig(huge_pages=True)}, "memory.huge_pages"),
         ({"memory": MemoryConfig(prealloc=True)}, "memory.prealloc"),
-        ({"serial": SerialConfig(log=Path("/serial"))}, "serial.log"),
+        ({"serial": SerialConfig(log=Path("/run/vm/serial"))}, "serial.log"),
     ],
 )
 def test_tcg_refuses_by_path_what_kvm_takes(changes: dict[str, Any], path: str) -> None:
@@ -61,6 +70,12 @@ def test_tcg_refuses_by_path_what_kvm_takes(changes: dict[str, Any], path: str) 
 
     assert caught.value.json_path == path
     assert traits(EngineName.KVM, config, LOG).engine is EngineName.KVM
+
+
+def test_tcg_believes_the_configuration_about_the_clock() -> None:
+    config = replace(CONFIG, cpu=CpuConfig(tsc_khz=2_000_123))
+
+    assert "tsc_early_khz=2000123" in traits(EngineName.TCG, config, LOG).kernel_arguments
 
 
 def test_tcg_takes_the_memory_that_it_has_anyway() -> None:

@@ -25,6 +25,20 @@ const char *strato_vmm_version(void);
  * its full length. */
 size_t strato_vmm_last_error(char *buffer, size_t capacity);
 
+/* ---- confinement ---- */
+
+enum {
+    STRATO_VMM_FORBIDDEN_KILL = 0,  /* a system call beyond a thread's filter ends the process by SIGSYS */
+    STRATO_VMM_FORBIDDEN_LOG = 1    /* the kernel logs it and lets it through */
+};
+
+/* Every thread that the library starts from here on confines itself, first thing, to the capabilities and system
+ * calls of its role. For ever; the calling thread gives up new privileges, too. A thread of its own, the keeper,
+ * starts them. */
+int32_t strato_vmm_confine_threads(uint32_t forbidden);
+/* Confines the keeper, too: to what all roles need together. After that a thread still starts, with two filters. */
+int32_t strato_vmm_seal_threads(void);
+
 /* ---- events: what devices have to say ---- */
 
 typedef struct strato_vmm_events strato_vmm_events;

@@ -12,8 +12,10 @@ use std::ffi::{CStr, c_char};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use strato_jail::Otherwise;
 use strato_plumbing::border::{self, null, required, store};
 use strato_plumbing::{Failure, Result};
+use strato_virtio::thread;
 
 use crate::device::{Device, Parts, Reporter};
 use crate::events::{Event, EventKind, EventRing, TEXT_LEN, report_panics};
@@ -46,6 +48,20 @@ pub extern "C" fn strato_vmm_version() -> *const c_char {
 pub unsafe extern "C" fn strato_vmm_last_error(buffer: *mut c_char, capacity: usize) -> usize {
     // SAFETY: the header's rule for buffers.
     unsafe { border::last_error(buffer, capacity) }
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn strato_vmm_confine_threads(forbidden: u32) -> i32 {
+    border(|| match forbidden {
+        0 => thread::confine(Otherwise::Kill),
+        1 => thread::confine(Otherwise::Log),
+        other => Err(Failure::refused(format!("Answer {other} to forbidden calls is unknown"))),
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn strato_vmm_seal_threads() -> i32 {
+    border(thread::seal)
 }
 
 /// `strato_vmm_events`: shared with the devices that write to it, so it may be destroyed in any order.

@@ -17,6 +17,7 @@ use strato_devices::net::{Net, NetConfig, NetControl};
 use strato_devices::rng::{Rng, RngConfig};
 use strato_devices::vsock::{Vsock, VsockConfig};
 use strato_plumbing::{Failure, Result};
+use strato_virtio::thread::for_all;
 
 use crate::device::Parts;
 
@@ -151,7 +152,7 @@ pub fn fs(settings: FsSettings) -> Result<Parts> {
     let mut host = made(&what, PassthroughConfig::new(root))?;
     host.limits.nodes /= shares.max(1);
     host.limits.handles /= shares.max(1);
-    let host = Arc::new(made(&what, Passthrough::new(host))?);
+    let host = Arc::new(made(&what, for_all(move || Passthrough::new(host)).and_then(|made| made))?);
     let held = host.metrics();
     let control = match several {
         true => Control::Shares(SharesControl { host: Arc::clone(&host), cache, readonly }),
@@ -184,7 +185,10 @@ impl SharesControl {
     /// EEXIST, ENOSPC, or the folder cannot be used.
     pub fn add(&self, name: &CStr, directory: OwnedFd, readonly: bool) -> io::Result<()> {
         let readonly = readonly || self.readonly;
-        self.host.add_share(name, ShareConfig { cache: self.cache, readonly, ..ShareConfig::new(directory) })
+        let share = ShareConfig { cache: self.cache, readonly, ..ShareConfig::new(directory) };
+        let (host, name) = (Arc::clone(&self.host), name.to_owned());
+        // The folder may be another user's, and the caller have no power any more.
+        for_all(move || host.add_share(&name, share))?
     }
 
     /// Removes a share and waits until no descriptor below it is left.

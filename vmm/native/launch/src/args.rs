@@ -2,6 +2,9 @@
 
 use std::ffi::{CString, c_int};
 
+use strato_plumbing::capabilities::Capabilities;
+
+use crate::root::{Access, Entry};
 use crate::{Failure, Result};
 
 /// What the caller asked for.
@@ -15,6 +18,16 @@ pub struct Options {
     pub netns: Option<CString>,
     /// Mount a fresh proc on /proc.
     pub mount_proc: bool,
+    /// An empty folder on which the program's own root is built.
+    pub root: Option<CString>,
+    /// What the program sees in that root.
+    pub entries: Vec<Entry>,
+    /// Programs and libraries that it sees with all that loading them takes.
+    pub programs: Vec<CString>,
+    /// The capabilities that the program and whatever it executes can have; None: all.
+    pub capabilities: Option<Capabilities>,
+    /// Nothing that is executed gains a privilege.
+    pub no_new_privileges: bool,
     /// SIGKILL the program when the caller's thread dies.
     pub die_with_parent: bool,
     /// Working directory, as seen after all mounts.
@@ -91,7 +104,31 @@ pub fn find_status_fd(words: &[CString]) -> Result<Option<c_int>> {
 }
 
 fn takes_value(option: &[u8]) -> bool {
-    matches!(option, b"--cgroup" | b"--new" | b"--netns" | b"--chdir" | b"--hostname")
+    let named: [&[u8]; 8] = [
+        b"--cgroup",
+        b"--new",
+        b"--netns",
+        b"--chdir",
+        b"--hostname",
+        b"--root",
+        b"--bind-program",
+        b"--capabilities",
+    ];
+    named.contains(&option) || access(option).is_some()
+}
+
+/// The options that show a path in the new root.
+fn access(option: &[u8]) -> Option<Access> {
+    match option {
+        b"--bind" => Some(Access::Folder),
+        b"--bind-ro" => Some(Access::Data),
+        b"--bind-code" => Some(Access::Code),
+        b"--bind-tree" => Some(Access::Tree),
+        b"--bind-tree-ro" => Some(Access::TreeReadonly),
+        b"--dev" => Some(Access::Device),
+        b"--dev-ro" => Some(Access::DeviceReadonly),
+        _ => None,
+    }
 }
 
 fn status_fd(word: Option<&CString>) -> Result<c_int> {
@@ -119,6 +156,12 @@ pub fn parse(words: &[CString]) -> Result<Options> {
             b"--new" => options.new = NewNamespaces::parse(&value()?.to_string_lossy())?,
             b"--netns" => options.netns = Some(value()?),
             b"--mount-proc" => options.mount_proc = true,
+            b"--root" => options.root = Some(value()?),
+            b"--bind-program" => options.programs.push(value()?),
+            b"--capabilities" => {
+                options.capabilities = Some(Capabilities::parse(&value()?.to_string_lossy())?);
+            }
+            b"--no-new-privileges" => options.no_new_privileges = true,
             b"--die-with-parent" => options.die_with_parent = true,
             b"--chdir" => options.chdir = Some(value()?),
             b"--hostname" => options.hostname = Some(value()?),
@@ -126,12 +169,17 @@ pub fn parse(words: &[CString]) -> Result<Options> {
                 options.program = rest.cloned().collect();
                 break;
             }
-            _ => {
-                return Err(Failure::refused(format!(
-                    "Option {name:?} is unknown; usage: strato-launch [--status-fd N] [--cgroup DIR]... \
-                     [--new pid,mount,ipc,uts,net] [--netns PATH] [--mount-proc] [--die-with-parent] \
-                     [--chdir DIR] [--hostname NAME] -- PROGRAM ARG..."
-                )));
+            option => {
+                let access = access(option).ok_or_else(|| {
+                    Failure::refused(format!(
+                        "Option {name:?} is unknown; usage: strato-launch [--status-fd N] [--cgroup DIR]... \
+                         [--new pid,mount,ipc,uts,net] [--netns PATH] [--mount-proc] [--die-with-parent] \
+                         [--chdir DIR] [--hostname NAME] [--capabilities LIST] [--no-new-privileges] \
+                         [--root DIR [--bind PATH] [--bind-ro PATH] [--bind-code PATH] [--bind-tree PATH] \
+                         [--bind-tree-ro PATH] [--bind-program PATH] [--dev PATH] [--dev-ro PATH]]... -- PROGRAM ARG..."
+                    ))
+                })?;
+                options.entries.push(Entry { access, path: value()? });
             }
         }
     }
@@ -154,6 +202,17 @@ fn validate(options: Options) -> Result<Options> {
         return Err(Failure::refused(
             "Option --mount-proc needs --new mount, or it would hide the host's /proc",
         ));
+    }
+    if options.root.is_some() && !options.new.mount {
+        return Err(Failure::refused("Option --root needs --new mount, or it would change the host's root"));
+    }
+    if options.root.is_none() && !(options.entries.is_empty() && options.programs.is_empty()) {
+        return Err(Failure::refused("Options --bind…, --bind-program and --dev need --root"));
+    }
+    let relative = |path: &&CString| !path.to_bytes().starts_with(b"/");
+    let paths = options.root.iter().chain(options.entries.iter().map(|entry| &entry.path));
+    if let Some(path) = paths.chain(&options.programs).find(relative) {
+        return Err(Failure::refused(format!("Path {path:?} must be absolute")));
     }
     if options.hostname.is_some() && !options.new.uts {
         return Err(Failure::refused("Option --hostname needs --new uts, or it would rename the host"));
@@ -185,6 +244,18 @@ mod tests {
     }
 
     #[test]
+    fn parse_collects_what_the_new_root_shows_in_order() {
+        let line = "--new mount --root /r --bind-ro /d --bind /f --bind-code /c --bind-tree /t --dev /dev/null \
+                    --bind-program /p --capabilities chown,mknod --no-new-privileges -- /p";
+        let options = parse(&words(line)).unwrap();
+        let shown: Vec<_> = options.entries.iter().map(|entry| entry.access).collect();
+        assert_eq!(shown, [Access::Data, Access::Folder, Access::Code, Access::Tree, Access::Device]);
+        assert_eq!(options.programs, words("/p"));
+        assert_eq!(options.capabilities, Some(Capabilities::of(&[0, 27])));
+        assert!(options.no_new_privileges);
+    }
+
+    #[test]
     fn clone_flags_cover_each_namespace() {
         let all = NewNamespaces::parse("pid,mount,ipc,uts,net").unwrap().clone_flags();
         let wanted = libc::CLONE_NEWPID
@@ -204,12 +275,17 @@ mod tests {
         assert!(refusal("--new net --netns /n -- /x").contains("exclude"));
         assert!(refusal("--mount-proc -- /x").contains("--new mount"));
         assert!(refusal("--hostname h -- /x").contains("--new uts"));
+        assert!(refusal("--root /r -- /x").contains("--new mount"));
+        assert!(refusal("--new mount --bind /b -- /x").contains("need --root"));
+        assert!(refusal("--new mount --root /r --bind b -- /x").contains("\"b\" must be absolute"));
+        assert!(refusal("--capabilities all -- /x").contains("\"all\" is unknown"));
         assert!(refusal("--frob -- /x").contains("--frob"));
         assert!(refusal("--cgroup").contains("needs a value"));
     }
 
     #[test]
     fn find_status_fd_skips_values_and_the_program() {
+        assert_eq!(find_status_fd(&words("--bind --status-fd --status-fd 7 -- /x")), Ok(Some(7)));
         assert_eq!(find_status_fd(&words("--new --status-fd --status-fd 7 -- /x")), Ok(Some(7)));
         assert_eq!(find_status_fd(&words("--new pid -- /x --status-fd 7")), Ok(None));
         assert!(find_status_fd(&words("--status-fd -3 -- /x")).is_err());

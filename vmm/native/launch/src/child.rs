@@ -1,12 +1,13 @@
 //! The child's half: from clone to exec. Never returns.
 
-use std::ffi::{CStr, CString, c_char, c_ulong};
+use std::ffi::{CString, c_char};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use strato_plumbing::failure::{check, last_errno};
-use strato_plumbing::{netns, parent::ParentWatch};
+use strato_plumbing::{capabilities, mounts, netns, parent::ParentWatch};
 
 use crate::args::Options;
+use crate::root::{self, Entry};
 use crate::{Failure, Result};
 
 /// Written right before execve. End of file without it means that the child died on the way.
@@ -15,6 +16,8 @@ pub const EXEC_MARK: u8 = b'x';
 /// What the child takes along.
 pub struct Child<'a> {
     pub options: &'a Options,
+    /// What the new root shows, if there is to be one.
+    pub entries: &'a [Entry],
     pub netns: Option<OwnedFd>,
     pub parent: Option<ParentWatch>,
     pub go: OwnedFd,
@@ -61,13 +64,13 @@ fn prepare(child: &Child<'_>) -> Result<()> {
     }
     if options.new.mount {
         // Slave, not private: later mounts of the host must still arrive here, ours must not leave.
-        mount(None, c"/", None, libc::MS_SLAVE | libc::MS_REC, || {
-            "Cannot make the mount tree a slave of the host's".into()
-        })?;
+        mounts::mount(None, c"/", None, libc::MS_SLAVE | libc::MS_REC, None)?;
     }
-    if options.mount_proc {
+    if let Some(directory) = &options.root {
+        root::enter(directory, child.entries, options.mount_proc)?;
+    } else if options.mount_proc {
         let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-        mount(Some(c"proc"), c"/proc", Some(c"proc"), flags, || "Cannot mount proc on /proc".into())?;
+        mounts::mount(Some(c"proc"), c"/proc", Some(c"proc"), flags, None)?;
     }
     if let Some(name) = &options.hostname {
         // SAFETY: the string is readable for the length that is passed.
@@ -79,6 +82,12 @@ fn prepare(child: &Child<'_>) -> Result<()> {
         check(unsafe { libc::chdir(path.as_ptr()) }, || {
             format!("Cannot change to directory {}", path.to_string_lossy())
         })?;
+    }
+    if let Some(kept) = options.capabilities {
+        capabilities::bound(kept)?;
+    }
+    if options.no_new_privileges {
+        capabilities::no_new_privileges()?;
     }
     Ok(())
 }
@@ -95,21 +104,6 @@ fn wait_for_go(go: &OwnedFd) -> Result<()> {
             _ => return Err(Failure::last("Cannot wait for the launcher")),
         }
     }
-}
-
-fn mount(
-    source: Option<&CStr>,
-    target: &CStr,
-    kind: Option<&CStr>,
-    flags: c_ulong,
-    what: impl FnOnce() -> String,
-) -> Result<()> {
-    let pointer = |text: Option<&CStr>| text.map_or(std::ptr::null(), CStr::as_ptr);
-    // SAFETY: every pointer is null or a valid C string; `data` is null.
-    let outcome =
-        unsafe { libc::mount(pointer(source), target.as_ptr(), pointer(kind), flags, std::ptr::null()) };
-    check(outcome, what)?;
-    Ok(())
 }
 
 /// Replaces the process; returns only if that fails.

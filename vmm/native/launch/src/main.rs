@@ -10,6 +10,9 @@
 
 mod args;
 mod child;
+mod elf;
+mod libraries;
+mod root;
 mod spawn;
 
 use std::ffi::{CStr, CString, c_char, c_int};

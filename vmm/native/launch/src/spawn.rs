@@ -9,6 +9,8 @@ use strato_plumbing::{netns, parent::ParentWatch};
 
 use crate::args::Options;
 use crate::child::{self, Child};
+use crate::libraries;
+use crate::root::{Access, Entry};
 use crate::{Failure, Result};
 
 /// `CLONE_INTO_CGROUP` of linux/sched.h; it does not fit into the C library's `int`.
@@ -46,6 +48,7 @@ struct Prepared {
     cgroups: Vec<CgroupDir>,
     netns: Option<OwnedFd>,
     parent: Option<ParentWatch>,
+    entries: Vec<Entry>,
     /// Launcher to child: one byte means "go on".
     go: Pipe,
     /// Child to launcher: [`child::EXEC_MARK`], then end of file or the text of the failure.
@@ -58,22 +61,34 @@ impl Prepared {
             cgroups: cgroup::open_all(&options.cgroups)?,
             netns: options.netns.as_ref().map(|path: &CString| netns::open(path)).transpose()?,
             parent: if options.die_with_parent { Some(ParentWatch::open()?) } else { None },
+            entries: entries(options)?,
             go: Pipe::new()?,
             verdict: Pipe::new()?,
         })
     }
 }
 
+/// What the new root shows: what was listed, and every file of the programs.
+fn entries(options: &Options) -> Result<Vec<Entry>> {
+    let mut entries = options.entries.clone();
+    let code = libraries::closure(&options.programs)?;
+    entries.extend(code.into_iter().map(|path| Entry { access: Access::Code, path }));
+    // A path comes before what lies below it, or it would hide that.
+    entries.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(entries)
+}
+
 fn clone_child(
     options: &Options,
     prepared: Prepared,
 ) -> std::result::Result<Started, (Failure, Option<libc::pid_t>)> {
-    let Prepared { cgroups, netns, parent, go, verdict } = prepared;
+    let Prepared { cgroups, netns, parent, entries, go, verdict } = prepared;
     let unified = cgroups.iter().find(|dir| dir.version() == 2);
     match clone3(options.new.clone_flags(), unified).map_err(|failure| (failure, None))? {
         Cloned::Child => {
             drop((go.write, verdict.read));
-            child::run(Child { options, netns, parent, go: go.read, verdict: verdict.write })
+            let (go, verdict) = (go.read, verdict.write);
+            child::run(Child { options, entries: &entries, netns, parent, go, verdict })
         }
         Cloned::Parent(started) => {
             // The child has its own copies; ours would keep the pipes open. SIGPIPE is ignored only from here

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::sync::Arc;
 
+use strato_jail::Role;
 use strato_plumbing::failure::last_errno;
 use strato_plumbing::{Failure, Result, check};
 use strato_virtio::thread::spawn;
@@ -244,7 +245,7 @@ fn populate(mapping: &MmapRegion) -> Result<()> {
                     _ => last_errno(),
                 }
             };
-            spawn("ram", work)
+            spawn(Some(Role::Ram), "ram", work)
         })
         .collect();
     let mut failed = 0;

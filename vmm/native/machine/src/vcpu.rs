@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use kvm_ioctls::VcpuFd;
+use strato_jail::Role;
 use strato_plumbing::{Failure, Result};
 use strato_virtio::thread::spawn;
 use strato_virtio::{GuestRamHandle, panic_text};
@@ -57,10 +58,11 @@ impl Vcpus {
             let vcpu = Arc::new(Vcpu { fd: Mutex::new(fd), counters: Counters::default(), stats });
             let runner =
                 Runner { place, vcpu: Arc::clone(&vcpu), hub: Arc::clone(hub), buses: Arc::clone(buses) };
-            let thread = spawn(&format!("vcpu{place}"), move || runner.live()).map_err(|error| {
-                let errno = error.raw_os_error().unwrap_or(libc::EAGAIN);
-                Failure::new(format!("Cannot start the thread of vCPU {place}"), errno)
-            })?;
+            let thread =
+                spawn(Some(Role::Vcpu), &format!("vcpu{place}"), move || runner.live()).map_err(|error| {
+                    let errno = error.raw_os_error().unwrap_or(libc::EAGAIN);
+                    Failure::new(format!("Cannot start the thread of vCPU {place}"), errno)
+                })?;
             all.vcpus.push(vcpu);
             all.threads.push(thread);
         }

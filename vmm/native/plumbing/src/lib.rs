@@ -5,8 +5,10 @@
 //! Nothing here starts threads or prints, and only [`border`] keeps state: the sentence of a thread's last failure.
 
 pub mod border;
+pub mod capabilities;
 pub mod cgroup;
 pub mod failure;
+pub mod mounts;
 pub mod netns;
 pub mod parent;
 pub mod status;

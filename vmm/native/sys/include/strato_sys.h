@@ -34,6 +34,41 @@ int32_t strato_sys_close_range(uint32_t first, uint32_t last, uint32_t flags);
 /* What ps and top show (comm): cut to 15 bytes by the kernel. May be called from any thread. */
 int32_t strato_sys_set_process_name(const char *name);
 
+/* ---- confinement: what the calling thread gives up, for ever ---- */
+
+/* No program that is executed from here on has a capability or gains a privilege; those of this process stay. */
+int32_t strato_sys_forbid_gains(void);
+
+enum {
+    STRATO_SYS_PATH_READ = 0,            /* to be read */
+    STRATO_SYS_PATH_FOLDER = 1,          /* regular files and sockets may come, go and change */
+    STRATO_SYS_PATH_TREE = 2,            /* anything but executing it */
+    STRATO_SYS_PATH_DEVICE = 3,          /* a device or disk: to be read, written and asked (ioctl) */
+    STRATO_SYS_PATH_DEVICE_READONLY = 4  /* a device or disk: to be read and asked */
+};
+
+typedef struct {
+    const char *path;
+    uint32_t use;
+    uint32_t reserved;  /* 0 */
+} strato_sys_path;
+size_t strato_sys_sizeof_path(void);
+
+/* Restricts this thread, and those that it starts from here on, to these paths and what is below them (Landlock).
+ * After strato_sys_forbid_gains. ret is the version of the interface that the kernel has, 0 when it has none
+ * that would do; then nothing has changed. */
+int32_t strato_sys_restrict_paths(const strato_sys_path *paths, size_t count, uint32_t *ret);
+
+enum {
+    STRATO_SYS_FORBIDDEN_KILL = 0,  /* a system call beyond the filter ends the process by SIGSYS */
+    STRATO_SYS_FORBIDDEN_LOG = 1    /* the kernel logs it and lets it through */
+};
+
+/* Leaves this thread, strato-vmm's first, without capabilities and with the system calls of the role control. */
+int32_t strato_sys_confine_control(uint32_t forbidden);
+/* 0: nobody of this user may look into this process, and it leaves no core dump. */
+int32_t strato_sys_set_dumpable(int32_t enable);
+
 /* ---- mounts ---- */
 
 /* source, fstype and data may be null. */

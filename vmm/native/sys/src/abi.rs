@@ -9,14 +9,16 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint};
 
+use strato_jail::landlock::{self, Use};
+use strato_jail::{Otherwise, Role};
 use strato_plumbing::border::{self, check_size, null, optional, required, store, store_fd};
+use strato_plumbing::mounts::{self, MountAttr};
 use strato_plumbing::parent::set_parent_death_signal;
 use strato_plumbing::{Failure, Result};
 
-use crate::mounts::MountAttr;
 use crate::network::TapConfig;
 use crate::pump::{Event, EventKind, Pump, StreamConfig};
-use crate::{mounts, network, process, tsc};
+use crate::{network, process, tsc};
 
 /// Changes with every incompatible change of the header.
 const ABI_VERSION: u32 = 1;
@@ -76,6 +78,72 @@ pub unsafe extern "C" fn strato_sys_close_range(first: c_uint, last: c_uint, fla
 pub unsafe extern "C" fn strato_sys_set_process_name(name: *const c_char) -> i32 {
     // SAFETY: the header's rule for strings.
     border(|| process::set_process_name(unsafe { required(name, "name") }?))
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn strato_sys_forbid_gains() -> i32 {
+    border(process::forbid_gains)
+}
+
+/// `strato_sys_path`.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct RawPath {
+    path: *const c_char,
+    usage: u32,
+    reserved: u32,
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn strato_sys_restrict_paths(
+    paths: *const RawPath,
+    count: usize,
+    ret: *mut u32,
+) -> i32 {
+    border(|| {
+        if paths.is_null() {
+            return Err(null("paths"));
+        }
+        // SAFETY: the header's rule for pointers: `count` structs are readable.
+        let raw = unsafe { std::slice::from_raw_parts(paths, count) };
+        let mut allowed = Vec::with_capacity(count);
+        for entry in raw {
+            // SAFETY: the header's rule for strings.
+            let path = unsafe { required(entry.path, "path") }?;
+            allowed.push((path, path_use(entry.usage)?));
+        }
+        let version = landlock::restrict(&allowed)?;
+        // SAFETY: the header's rule for ret.
+        unsafe { store(ret, version) }
+    })
+}
+
+fn path_use(number: u32) -> Result<Use> {
+    match number {
+        0 => Ok(Use::Read),
+        1 => Ok(Use::Folder),
+        2 => Ok(Use::Tree),
+        3 => Ok(Use::Device),
+        4 => Ok(Use::DeviceReadonly),
+        other => Err(Failure::refused(format!("Use {other} of a path is unknown"))),
+    }
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn strato_sys_confine_control(forbidden: u32) -> i32 {
+    border(|| {
+        let otherwise = match forbidden {
+            0 => Otherwise::Kill,
+            1 => Otherwise::Log,
+            other => return Err(Failure::refused(format!("Answer {other} to forbidden calls is unknown"))),
+        };
+        strato_jail::confine(Role::Control, otherwise)
+    })
+}
+
+#[unsafe(no_mangle)]
+pub extern "C" fn strato_sys_set_dumpable(enable: i32) -> i32 {
+    border(|| process::set_dumpable(enable != 0))
 }
 
 #[unsafe(no_mangle)]
@@ -408,6 +476,7 @@ macro_rules! sizes {
 }
 
 sizes! {
+    strato_sys_sizeof_path => RawPath,
     strato_sys_sizeof_mount_attr => RawMountAttr,
     strato_sys_sizeof_tap_config => RawTapConfig,
     strato_sys_sizeof_tsc_reading => RawTscReading,

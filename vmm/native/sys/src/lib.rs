@@ -4,7 +4,6 @@
 //! APIs; [`abi`] alone knows C pointers. Only [`pump`] and [`namespaced`] start threads, and only the pump's lives on.
 
 pub mod abi;
-pub mod mounts;
 pub mod namespaced;
 pub mod network;
 pub mod process;

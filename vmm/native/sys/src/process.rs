@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, c_int, c_uint, c_ulong};
 
+use strato_plumbing::capabilities::{self, Capabilities};
 use strato_plumbing::{Failure, Result, check};
 
 /// unshare(2) for the calling thread.
@@ -34,6 +35,28 @@ pub fn set_child_subreaper(enable: bool) -> Result<()> {
     // SAFETY: PR_SET_CHILD_SUBREAPER takes an integer.
     let outcome = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, c_ulong::from(enable), 0, 0, 0) };
     check(outcome, || "Cannot become a child subreaper".into())?;
+    Ok(())
+}
+
+/// Empties the bounding set and sets no_new_privs: whatever is executed from here on is without power.
+///
+/// # Errors
+/// The kernel's refusal. A process that has no capabilities has nothing to take away and is not refused.
+pub fn forbid_gains() -> Result<()> {
+    if capabilities::permitted()? != Capabilities::NONE {
+        capabilities::bound(Capabilities::NONE)?;
+    }
+    capabilities::no_new_privileges()
+}
+
+/// `PR_SET_DUMPABLE`: whether others of the same user may trace this process, and whether it dumps core.
+///
+/// # Errors
+/// Never on a kernel of this decade.
+pub fn set_dumpable(enable: bool) -> Result<()> {
+    // SAFETY: PR_SET_DUMPABLE takes an integer.
+    let outcome = unsafe { libc::prctl(libc::PR_SET_DUMPABLE, c_ulong::from(enable), 0, 0, 0) };
+    check(outcome, || "Cannot hide the process from others".into())?;
     Ok(())
 }
 

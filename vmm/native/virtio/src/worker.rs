@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use strato_jail::Role;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::events::{COMMAND_TOKEN, Interest};
@@ -77,7 +78,8 @@ impl Worker {
         let woken = wake.try_clone()?;
         host.events().add(woken.as_raw_fd(), COMMAND_TOKEN, Interest::Readable)?;
         let (commands, inbox) = channel();
-        let thread = spawn(name, move || {
+        let role = Role::of_device(host.info().device_type);
+        let thread = spawn(role, name, move || {
             // Nothing of the host is looked at afterwards: it is gone with everything that it held.
             let end = catch_unwind(AssertUnwindSafe(|| serve(host, &woken, inbox)));
             ended(end.unwrap_or_else(|payload| WorkerEnd::Panicked(panic_text(payload.as_ref()))));

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use strato_jail::Role;
 use strato_vhost_user::Shell;
 use strato_virtio::panic_text;
 use strato_virtio::thread::spawn;
@@ -46,7 +47,7 @@ impl Conversation {
         let theirs = Arc::clone(&line);
         let over = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&over);
-        let thread = spawn(&thread_name(device), move || {
+        let thread = spawn(Some(Role::Service), &thread_name(device), move || {
             let (kind, text) = converse(&shell, &reporter, &theirs);
             // Before it is told: whoever hears of it may serve the next front end at once.
             flag.store(true, Ordering::Release);

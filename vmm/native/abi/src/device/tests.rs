@@ -91,7 +91,7 @@ fn a_panic_of_a_thread_that_nobody_waits_for_is_an_event_too() {
 
     // Tests run side by side, and each hears of the panics of all: one that waits absorbs the next.
     loop {
-        spawn("helper-9", || panic!("Alone")).unwrap().join().unwrap_err();
+        spawn(None, "helper-9", || panic!("Alone")).unwrap().join().unwrap_err();
         if wait_for_panic(&ring, LIBRARY_TAG).text.starts_with("Thread helper-9 panicked at ") {
             break;
         }

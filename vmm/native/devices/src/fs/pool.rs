@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use strato_jail::Role;
 use strato_virtio::thread::spawn;
 use strato_virtio::{Chain, GuestRamHandle};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -81,7 +82,8 @@ impl Pool {
         let mut pool = Self { shared, threads: Vec::with_capacity(threads) };
         for number in 0..threads {
             let (shared, server) = (Arc::clone(&pool.shared), Arc::clone(server));
-            pool.threads.push(spawn(&format!("fs{number}-{name}"), move || serve(&shared, &server))?);
+            let name = format!("fs{number}-{name}");
+            pool.threads.push(spawn(Some(Role::FsPool), &name, move || serve(&shared, &server))?);
         }
         Ok(pool)
     }

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
+use strato_jail::Role;
 use strato_virtio::thread::spawn;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -75,7 +76,7 @@ impl Pool {
     fn start_thread(&mut self) {
         let shared = Arc::clone(&self.shared);
         // The threads that there are do the work if no more can be had.
-        if let Ok(thread) = spawn("block-io", move || shared.serve()) {
+        if let Ok(thread) = spawn(Some(Role::BlockPool), "block-io", move || shared.serve()) {
             self.threads.push(thread);
         }
     }

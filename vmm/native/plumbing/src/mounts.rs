@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-use strato_plumbing::{Result, check};
+use crate::{Result, check};
 
 fn pointer(text: Option<&CStr>) -> *const c_char {
     text.map_or(std::ptr::null(), CStr::as_ptr)
