@@ -90,7 +90,7 @@ def _handler(method: Method) -> Callable[[Any, Any], Awaitable[Message]]:
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
-            work.add_done_callback(lambda task: task.cancelled() or task.exception())
+            work.add_done_callback(lambda task: _unheard(method, request, task))
             raise
         except Exception as error:
             code, text = status_of(error)
@@ -100,4 +100,14 @@ def _handler(method: Method) -> Callable[[Any, Any], Awaitable[Message]]:
     return handle
 
 
+def _unheard(method: Method, request: Any, work: asyncio.Future[Message]) -> None:
+    if work.cancelled() or work.exception() is not None or method.unheard is None:
+        return
+    task = asyncio.ensure_future(method.unheard(request))
+    _UNHEARD.add(task)
+    task.add_done_callback(_UNHEARD.discard)
+
+
+_UNHEARD: set[asyncio.Future[None]] = set()
+"""Keeps the tasks alive: the loop itself does not."""
 _STATUS = {code.value[0]: code.value for code in grpc.StatusCode}

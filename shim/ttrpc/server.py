@@ -3,7 +3,7 @@
 Started by shim/server.py on the listening socket that the `start` verb opened; lives as long as the
 shim. Each request is a task of its own, answers leave in any order. ttrpc has no cancellation message,
 so the deadline in the request is kept here; a request outlives its connection (containerd may vanish in
-the middle of a Create, and the work has to come to an end all the same).
+the middle of a Create, and the work has to come to an end all the same, and be taken back then).
 """
 
 from __future__ import annotations
@@ -69,12 +69,12 @@ class TtrpcServer:
             return f"Service {service} is not served"
         return methods.get(method) or f"Method {service}/{method} is not served"
 
-    def _run(self, request: ttrpc_pb2.Request, answer: Callable[[ttrpc_pb2.Response], None]) -> None:
+    def _run(self, request: ttrpc_pb2.Request, answer: Callable[[ttrpc_pb2.Response], bool]) -> None:
         task = asyncio.ensure_future(self._answer(request, answer))
         self._requests.add(task)
         task.add_done_callback(self._requests.discard)
 
-    async def _answer(self, request: ttrpc_pb2.Request, answer: Callable[[ttrpc_pb2.Response], None]) -> None:
+    async def _answer(self, request: ttrpc_pb2.Request, answer: Callable[[ttrpc_pb2.Response], bool]) -> None:
         response = ttrpc_pb2.Response()
         found = self._lookup(request.service, request.method)
         if isinstance(found, str):
@@ -97,7 +97,10 @@ class TtrpcServer:
             if code in (Code.UNKNOWN, Code.INTERNAL):
                 _log.log(logging.DEBUG, "trace of %s", request.method, exc_info=error)
             _fail(response, code, text)
-        answer(response)
+        heard = answer(response)
+        if not heard and found.unheard is not None and response.status.code == Code.OK:
+            _log.info("the client of %s left before its answer", request.method)
+            await found.unheard(message)
 
 
 class _Connection(asyncio.Protocol):
@@ -159,15 +162,16 @@ class _Connection(asyncio.Protocol):
         _fail(response, code, text)
         self._send(stream_id, response)
 
-    def _send(self, stream_id: int, response: ttrpc_pb2.Response) -> None:
+    def _send(self, stream_id: int, response: ttrpc_pb2.Response) -> bool:
         if self._transport is None:
-            return  # the client is gone; what was asked has been done
+            return False  # the client is gone; what was asked has been done
         payload = response.SerializeToString()
         if len(payload) > framing.MAX_PAYLOAD:
             too_large = ttrpc_pb2.Response()
             _fail(too_large, Code.RESOURCE_EXHAUSTED, f"Answer of {len(payload)} bytes is too large")
             payload = too_large.SerializeToString()
         self._transport.write(framing.encode(stream_id, framing.TYPE_RESPONSE, payload))
+        return True
 
 
 def _fail(response: ttrpc_pb2.Response, code: Code, text: str) -> None:

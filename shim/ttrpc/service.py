@@ -12,10 +12,15 @@ Handler = Callable[[Any], Awaitable[Message]]
 
 
 class Method(NamedTuple):
-    """One unary method."""
+    """One unary method.
+
+    ``unheard`` is called with the request when the handler has come to a good end and its client left before
+    the answer: it takes back what nobody knows of.
+    """
 
     request_type: type[Message]
     handler: Handler
+    unheard: Callable[[Any], Awaitable[None]] | None = None
 
 
 Services = Mapping[str, Mapping[str, Method]]

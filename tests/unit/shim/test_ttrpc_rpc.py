@@ -259,3 +259,47 @@ def test_client_peer_that_closes_fails_every_call() -> None:
         assert all(isinstance(result, SandboxError) for result in results)
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_create_is_taken_back_if_and_only_if_its_client_left_before_the_answer(leaves: bool) -> None:
+    async def run() -> None:
+        begun, may_end, taken_back = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def create(_: task_pb2.CreateTaskRequest) -> task_pb2.CreateTaskResponse:
+            begun.set()
+            await may_end.wait()
+            return task_pb2.CreateTaskResponse(pid=7)
+
+        async def take_back(request: task_pb2.CreateTaskRequest) -> None:
+            assert request.id == "c1"
+            taken_back.set()
+
+        one, other = pair()
+        server = TtrpcServer({SERVICE: {"Create": Method(task_pb2.CreateTaskRequest, create, take_back)}})
+        await server.serve(one)
+        client = await TtrpcClient.connect(other, peer="Server")
+        call = asyncio.create_task(
+            client.call(
+                (SERVICE, "Create"),
+                task_pb2.CreateTaskRequest(id="c1"),
+                task_pb2.CreateTaskResponse,
+                timeout_s=5,
+            )
+        )
+        await begun.wait()
+        if leaves:
+            client.close()
+            for _ in range(10):  # turns of the loop, until it has seen the end of the stream
+                await asyncio.sleep(0)
+        may_end.set()
+        if leaves:
+            async with asyncio.timeout(5):
+                await taken_back.wait()
+        await asyncio.wait([call])
+        assert (call.exception() is None) is not leaves
+        client.close()
+        await server.close(grace_s=5)
+        assert taken_back.is_set() is leaves
+
+    asyncio.run(run())
