@@ -30,6 +30,7 @@ from vmm.config import BoardName, BootConfig, ConsoleConfig, EngineName, MemoryC
 from vmm.decoding import dump
 from vmm.engines import probe
 from vmm.engines.traits import traits
+from vmm.jail import view
 from vmm.log import Level, Log
 from vmm.qmp.client import QmpClient
 
