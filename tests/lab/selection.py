@@ -10,23 +10,30 @@ import re
 FOLDERS = ("tests/integration/", "tests/containerd/")
 
 CORE = (
-    "tests/integration/test_vm",
-    "tests/containerd/test_exec.py::test_exec_prints_output_of_both_streams",
+    "tests/integration/test_vm.py::test_guest_boots_and_powers_off",
+    "tests/integration/test_vm.py::test_killed_strato_vmm_takes_its_pid_namespace_along",
+    "tests/integration/test_vm.py::test_panic_is_told_with_its_reason",
+    "tests/integration/test_vm_devices.py::test_counters_of_the_devices_are_told",
+    "tests/integration/test_vm_devices.py::test_drives_appear_in_order_with_size_serial_and_mode",
+    "tests/integration/test_vm_devices.py::test_share_is_read_and_written_by_both_sides[strato-auto]",
+    "tests/integration/test_vm_devices.py::test_vsock_carries_bytes_from_host_to_guest_and_back[strato]",
+    "tests/integration/test_vm_hotplug.py",
+    "tests/integration/test_vm_kvm.py",
+    "tests/integration/test_vm_memory.py::test_balloon_takes_memory_and_gives_it_back",
+    "tests/integration/test_vm_network.py",
+    "tests/integration/test_vm_pause.py",
+    "tests/integration/test_vm_qmp.py::test_powerdown_presses_the_guests_power_button",
+    "tests/integration/test_vm_qmp.py::test_stop_and_cont_announce_once_and_stop_the_guest",
     "tests/containerd/test_kill.py::test_death_of_the_machine_ends_the_task_with_137",
-    "tests/containerd/test_lifecycle.py::test_pause_stops_the_processes",
     "tests/containerd/test_network.py::test_container_pings_its_peer",
     "tests/containerd/test_run.py::test_exit_status_of_init_is_relayed[2.3-42]",
     "tests/containerd/test_run.py::test_run_prints_output_of_both_streams",
-    "tests/containerd/test_sandbox.py::test_members_share_one_shim_and_one_guest",
-    "tests/containerd/test_stdio.py::test_burst_of_eight_mebibytes_before_exit_is_complete",
     "tests/containerd/test_volumes.py::test_directory_is_shared_both_ways_while_running",
 )
 
 LONG = (
-    "tests/integration/test_vm.py::test_console_output_is_kept_in_ring_and_log_within_limits",
+    "tests/integration/test_vm_kvm.py::test_guest_runs_in_other_memory_than_the_default",
     "tests/integration/test_vm_kvm.py::test_twenty_vms_run_at_once",
-    "tests/integration/test_vm_run.py::test_absent_kernel_is_told_without_a_traceback",
-    "tests/integration/test_vm_run.py::test_commands_from_a_regular_file_run",
 )
 """Too long for every day."""
 
