@@ -15,6 +15,7 @@ from typing import Any
 
 from vmm import untrusted
 from vmm.errors import VmmError
+from vmm.signals import killed_by
 
 from . import launch, log
 from .errors import SandboxError
@@ -145,7 +146,7 @@ class VirtualMachine:
             return str(report["kind"])
         status = self.ended.result() if self.ended.done() else 0
         code = os.waitstatus_to_exitcode(status)
-        return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+        return f"strato-vmm {killed_by(-code)}" if code < 0 else f"strato-vmm ended with status {code}"
 
     # ending
 

@@ -1,15 +1,13 @@
 """Set-up of every test session: one process tree, options, what a failure shows."""
 
-import compileall
 import ctypes
 from collections.abc import Iterator
 
 import pytest
 
-from tests.framework import diagnostics
+from tests.framework import bytecode, diagnostics
 from tests.framework.daemons import TestDaemon
 from tests.framework.engine import engine_in_use
-from tests.framework.runtime import CHECKOUT
 from tests.lab import selection
 from tests.lab.delegation import LabPlugin
 
@@ -30,8 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     # In its jail strato-vmm cannot keep what it compiles: a change would make all of its starts slower.
-    for package in ("shim", "vmm"):
-        compileall.compile_dir(CHECKOUT / package, quiet=2)
+    bytecode.compile_packages()
 
 
 @pytest.hookimpl(tryfirst=True)  # before marks are selected by -m

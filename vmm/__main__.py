@@ -38,6 +38,7 @@ Exit status: 0 guest powered off or quit; 1 bug in strato-vmm; 2 wrong command l
 <runtime_dir>/exit.json says more.
 """
 
+_MAX_FD = (1 << 31) - 1
 _OPTIONS = {"--config": "config", "--qmp-fd": "qmp_fd", "--qmp-path": "qmp_path", "--log-level": "log_level"}
 
 
@@ -62,14 +63,23 @@ def main(argv: list[str] | None = None) -> int:
     except (_UsageError, KeyError) as error:
         os.write(2, f"error Wrong command line: {error}\n{USAGE}".encode())
         return ExitCode.CONFIG
-    loop = EventLoop()
     try:
         config = load(_config_source(options["config"]))
         listener_fd = _qmp_listener_fd(options)
     except VmmError as error:
         log.error(chain_text(error))
         return ExitCode.CONFIG if isinstance(error, ConfigError) else ExitCode.HOST
-    return _run(config, listener_fd, loop, log)
+    if os.getpid() == 1:
+        _close_others(config, listener_fd)
+    return _run(config, listener_fd, EventLoop(), log)
+
+
+def _close_others(config: VmConfig, listener_fd: int | None) -> None:
+    # Whoever has started us by strato-launch has handed us these alone, and may not have been careful.
+    taps = {net.tap_fd for net in config.nets if net.tap_fd is not None}
+    kept = sorted({0, 1, 2, *taps, *([] if listener_fd is None else [listener_fd])})
+    for fd, following in zip(kept, [*kept[1:], _MAX_FD], strict=True):
+        os.closerange(fd + 1, following)
 
 
 def _run(config: VmConfig, listener_fd: int | None, loop: EventLoop, log: Log) -> int:

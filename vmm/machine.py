@@ -26,6 +26,7 @@ from .engines.traits import traits
 from .errors import ConfigError, HostError, QmpCommandError, VmmError
 from .exit_report import ExitKind, ExitReport
 from .hotplug import Hotplug
+from .jail.lockdown import Lockdown
 from .log import Log
 from .loop import EventLoop
 from .processes import ProcessTable
@@ -80,8 +81,10 @@ class Machine(Observer):
         self._hotplug: Hotplug | None = None
         self._drive_limits: dict[str, LimitConfig] = {}
         self._engine_running = False
+        self._lockdown = Lockdown(config, log)
         self._devices = DeviceServer(
             log,
+            prepare=self._lockdown.before_threads,
             lost=self.lost,
             front_end_gone=self.suspect,
             balloon_changed=self._on_balloon,
@@ -105,9 +108,12 @@ class Machine(Observer):
         self.phase("planned")
         self._console = console = Console(config.console, loop=self._loop, log=self._log)
         self._engine = engine = self._make_engine(name)
+        self._lockdown.before_programs()
         engine.build(plan, console.guest_end.fileno())
         self._engine_running = True
         self.phase("built")
+        self._lockdown.last()
+        self.phase("confined")
         engine.start()
         self._log.info("VM started", name=config.name, engine=engine.name, **engine.pids())
 

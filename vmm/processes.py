@@ -15,6 +15,7 @@ from pathlib import Path
 from .errors import HostError
 from .log import MAX_LINE, Log
 from .loop import EventLoop
+from .signals import killed_by
 
 STDERR_TAIL_BYTES = 4096
 READ_BYTES = 16384
@@ -52,7 +53,7 @@ class Process:
         if self.status is None:
             how = "is running"
         elif self.status < 0:
-            how = f"was killed by {signal.Signals(-self.status).name}"
+            how = killed_by(-self.status)
         else:
             how = f"ended with status {self.status}"
         words = self.stderr_tail.decode(errors="replace").strip()

@@ -2,6 +2,7 @@
 why; and garbage does not break it.
 """
 
+import json
 import socket
 import struct
 from collections.abc import Iterator
@@ -16,11 +17,13 @@ from tests.framework import host
 from tests.framework.command import eventually
 from tests.framework.daemons import TestDaemon
 from tests.framework.guest_programs import compile_static, initramfs
+from tests.framework.injection import Thread, ThreadKilledError
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("strato_only")]
 
 CREATE_TIMEOUT_S = 15
 CONTROL_PORT, STREAM_PORT = 1024, 1025  # shim/agent_proto/agent.proto
+SYS_EXECVE = 59  # asm/unistd_64.h
 SHIM_MEMORY_LIMIT_KIB = 200 * 1024
 
 
@@ -70,6 +73,19 @@ def test_guest_that_panics_later_ends_its_containers_and_says_why(daemon: TestDa
     log = daemon.containerd.log_path.read_text(errors="replace")
     assert "VM ended: guest-panic: " in log
     assert "panic_on_oom" in log
+    assert ctr.exec(other, "echo", "untouched").check().text == "untouched"
+
+
+def test_strato_vmm_that_makes_a_forbidden_call_is_ended_and_says_so(daemon: TestDaemon) -> None:
+    ctr = daemon.ctr
+    name = ctr.run_detached("sleep", "1000")
+    (path,) = daemon.state_root.glob("*/state.json")
+    other = ctr.run_detached("sleep", "1000")
+    with pytest.raises(ThreadKilledError), Thread(json.loads(path.read_text())["vmm"]["pid"]) as taken_over:
+        taken_over.call(SYS_EXECVE, taken_over.text("/bin/sh"), 0, 0)
+    eventually(lambda: ctr.tasks()[name].status == "STOPPED", "the exit is told")
+    log = daemon.containerd.log_path.read_text(errors="replace")
+    assert "VM ended: strato-vmm was killed by SIGSYS: it made a forbidden system call" in log
     assert ctr.exec(other, "echo", "untouched").check().text == "untouched"
 
 

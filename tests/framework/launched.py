@@ -56,6 +56,11 @@ class LaunchedVmm:
         assert code is not None
         return code
 
+    def reaped(self, returncode: int) -> None:
+        """Take note of an end that somebody else has waited for: a tracer."""
+        self.returncode = returncode
+        os.close(self._pidfd)
+
     def send_signal(self, number: int) -> None:
         """Send a signal unless it has ended."""
         if self.poll() is None:

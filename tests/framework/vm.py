@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -45,8 +45,9 @@ class VmFailureError(AssertionError):
 class Vm:
     """One strato-vmm process."""
 
-    def __init__(self, config: VmConfig, *, command: list[str] | None = None) -> None:
-        self.config = config
+    def __init__(
+        self, config: VmConfig, *, command: list[str] | None = None, more_fds: Sequence[int] = ()
+    ) -> None:
         self.directory = config.runtime_dir
         self.qmp_path = self.directory / "qmp.sock"
         self.log_path = self.directory / "vmm.log"
@@ -56,21 +57,22 @@ class Vm:
         jailed = command is None and config.jail.enabled
         if jailed:
             config = decode(VmConfig, completed(encode(config), Log(Level.ERROR)))
+        self.config = config
         config_path = self.directory / "vm.json"
         config_path.write_text(dump(config))
         arguments = ["--config", str(config_path), "--qmp-path", str(self.qmp_path), "--log-level", "debug"]
-        taps = [net.tap_fd for net in config.nets if net.tap_fd is not None]
+        passed = [*more_fds, *(net.tap_fd for net in config.nets if net.tap_fd is not None)]
         self.process: subprocess.Popen[bytes] | LaunchedVmm
         with self.log_path.open("wb") as log:
             if jailed:
-                self.process = LaunchedVmm(config, arguments, stderr=log, pass_fds=taps)
+                self.process = LaunchedVmm(config, arguments, stderr=log, pass_fds=passed)
                 return
             self.process = subprocess.Popen(
                 [*(command or DIRECT), *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                pass_fds=taps,
+                pass_fds=passed,
                 cwd=Path(__file__).parents[2],
             )
 
@@ -204,9 +206,15 @@ class VmFactory:
             console=ConsoleConfig(stdio=True),
         )
 
-    def start(self, config: VmConfig | None = None, *, command: list[str] | None = None) -> Vm:
-        """Start a VM; it is ended with the factory at the latest."""
-        vm = Vm(config or self.config(), command=command)
+    def start(
+        self,
+        config: VmConfig | None = None,
+        *,
+        command: list[str] | None = None,
+        more_fds: Sequence[int] = (),
+    ) -> Vm:
+        """Start a VM, perhaps with descriptors that it has no use for; it ends with the factory."""
+        vm = Vm(config or self.config(), command=command, more_fds=more_fds)
         self._vms.append(vm)
         return vm
 

@@ -22,3 +22,8 @@ def test_agent_passes_its_own_tests() -> None:
 
 def test_native_crates_pass_their_own_tests() -> None:
     run_tests("vmm/native", "--workspace")
+
+
+@pytest.mark.full
+def test_each_rule_of_each_threads_filter_is_needed() -> None:
+    run_tests("vmm/native", "-p", "strato-proof", "--test", "confinement", "--", "--ignored")

@@ -19,6 +19,7 @@ SHIM_USES = (
     "vmm.log",
     "vmm.paths",
     "vmm.qmp.client",
+    "vmm.signals",
     "vmm.sys",
     "vmm.untrusted",
 )

@@ -42,19 +42,22 @@ REMOVAL_TIMEOUT_MS = 2000
 class DeviceServer:
     """The devices of one machine that are served here.
 
-    ``lost`` is told why a device cannot go on, ``front_end_gone`` that QEMU has let go of one,
-    ``balloon_changed`` that the guest has given up another amount of memory.
+    ``prepare`` is called once before the first thing of the library is made. ``lost`` is told why a device
+    cannot go on, ``front_end_gone`` that QEMU has let go of one, ``balloon_changed`` that the guest has given
+    up another amount of memory.
     """
 
     def __init__(
         self,
         log: Log,
         *,
+        prepare: Callable[[], None],
         lost: Callable[[str], None],
         front_end_gone: Callable[[str], None],
         balloon_changed: Callable[[], None],
     ) -> None:
         self._log = log
+        self._prepare = prepare
         self._lost = lost
         self._front_end_gone = front_end_gone
         self._balloon_changed = balloon_changed
@@ -77,6 +80,7 @@ class DeviceServer:
                 from .. import devices
             except ImportError as error:
                 raise HostError("Devices cannot be served") from error
+            self._prepare()
             self._ring = devices.EventRing()
         return self._ring
 

@@ -17,6 +17,7 @@ from ..config import VmConfig
 from ..decoding import MAX_CONFIG_BYTES, decode, dump, encode
 from ..errors import ConfigError, HostError
 from ..jail import view
+from ..signals import killed_by
 from .scratch import Scratch, scratch_folder
 
 ESCAPE = 0x01  # Ctrl-A
@@ -160,6 +161,8 @@ def _relay(child: int, to_guest: int) -> int:
                 _write(to_guest, data)
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
+    if code < 0:
+        os.write(2, f"strato: strato-vmm {killed_by(-code)}\n".encode())
     return code if code >= 0 else 128 - code
 
 

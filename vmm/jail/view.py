@@ -67,8 +67,9 @@ SHARE_CAPABILITIES = (
 )  # fmt: skip
 """What the threads of a share keep, to act for each of the guest's users. No other thread has any."""
 
-# Taking the others away, for QEMU's sake; files that belong to other users, opened at the start.
-_START_CAPABILITIES = ("setpcap", "dac_override")
+# Taking the others away, for QEMU's sake; files that belong to other users, opened at the start; room for the
+# guest's console in a socket (SO_SNDBUFFORCE).
+_START_CAPABILITIES = ("setpcap", "dac_override", "net_admin")
 
 _FIRMWARE = ("bios-microvm.bin", "qboot.rom", "pvh.bin", "linuxboot_dma.bin", "linuxboot.bin")
 
@@ -139,10 +140,8 @@ def machine(document: Mapping[str, Any]) -> list[View]:
 def capabilities(document: Mapping[str, Any]) -> list[str]:
     """Return what strato-vmm may have until it has locked itself down."""
     wanted = list(_START_CAPABILITIES)
-    if document.get("shares"):
-        wanted += SHARE_CAPABILITIES
-    if any(net.get("tap_name") for net in document.get("nets") or ()):
-        wanted.append("net_admin")
+    if document.get("shares") or _jail(document).get("folders"):
+        wanted += SHARE_CAPABILITIES  # a share of one of the folders may be added later
     return sorted(set(wanted))
 
 

@@ -23,7 +23,11 @@ class Ears:
         self.lost: list[str] = []
         self.gone: list[str] = []
         self.server = DeviceServer(
-            Log(), lost=self.lost.append, front_end_gone=self.gone.append, balloon_changed=lambda: None
+            Log(),
+            prepare=lambda: None,
+            lost=self.lost.append,
+            front_end_gone=self.gone.append,
+            balloon_changed=lambda: None,
         )
         self.front_end = self.server.connect(plan).connection
 

@@ -56,19 +56,19 @@ def test_engine_decides_between_qemu_and_kvm(engine: str, devices: set[str]) -> 
     assert (found.get("/usr/bin/qemu-system-x86_64") is Access.PROGRAM) == (engine != "kvm")
 
 
-def test_tap_by_name_shows_tun_and_keeps_net_admin() -> None:
+def test_tap_by_name_shows_tun() -> None:
     document = {**SMALLEST, "nets": [{"id": "n", "tap_name": "tap0", "mac": "02:00:00:00:00:01"}]}
 
     assert seen(document)["/dev/net/tun"] is Access.DEVICE
-    assert "net_admin" in view.capabilities(document)
 
 
 def test_only_shares_bring_the_capabilities_of_a_file_server() -> None:
-    shares = {**SMALLEST, "shares": [{"tag": "s", "directory": "/s"}]}
+    at_start = ["dac_override", "net_admin", "setpcap"]
 
-    assert view.capabilities(SMALLEST) == ["dac_override", "setpcap"]
-    assert set(view.capabilities(shares)) == {"setpcap", *view.SHARE_CAPABILITIES}
-    assert "sys_admin" not in view.capabilities(shares)
+    assert view.capabilities(SMALLEST) == at_start
+    for changes in ({"shares": [{"tag": "s", "directory": "/s"}]}, {"jail": {"folders": ["/f"]}}):
+        assert set(view.capabilities({**SMALLEST, **changes})) == {*at_start, *view.SHARE_CAPABILITIES}
+    assert not {"sys_admin", "sys_ptrace", "sys_module"} & {*at_start, *view.SHARE_CAPABILITIES}
 
 
 def test_installation_is_this_interpreter_and_this_package() -> None:
@@ -84,7 +84,8 @@ def test_options_leave_out_optional_files_that_are_not_there() -> None:
     document = {**SMALLEST, "programs": {"qemu": "/q/bin/qemu-system-x86_64"}}
     options = view.launch_options(document, "/root", exists=lambda path: path == "/q/share/qemu/pvh.bin")
 
-    assert options[:5] == ["--root", "/root", "--capabilities", "dac_override,setpcap", "--no-new-privileges"]
+    wanted = ["--root", "/root", "--capabilities", "dac_override,net_admin,setpcap", "--no-new-privileges"]
+    assert options[:5] == wanted
     shown = [word for word in options if word.startswith("/q/")]
     assert shown == ["/q/bin/qemu-system-x86_64", "/q/share/qemu/pvh.bin"]
 

@@ -76,7 +76,7 @@ macro_rules! permit {
     ($name:ident, $why:literal) => {
         permit!($name, [], $why)
     };
-    ($name:ident, [$($condition:expr),*], $why:literal) => {
+    ($name:ident, [$($condition:expr),*], $why:expr) => {
         $crate::rules::Rule {
             call: libc::$name,
             name: stringify!($name),

@@ -9,7 +9,7 @@ use crate::rules::{Rule, joined};
 mod architecture;
 
 use architecture::{
-    balloon, base, block, console, control, fs, keeper, net, queues, rng, service, vcpu, vsock,
+    balloon, base, block, console, control, fs, keeper, kvm, late, net, queues, rng, service, vcpu, vsock,
 };
 
 /// A role's rules and what they are compiled to.
@@ -35,7 +35,7 @@ macro_rules! table {
 /// The table of a role.
 pub(crate) fn of(role: Role) -> Table {
     match role {
-        Role::Control => table!(control::RULES, base::RULES, base::CLOSING),
+        Role::Control => table!(control::RULES, late::RULES, kvm::CONTROL, base::RULES, base::CLOSING),
         Role::Service => table!(service::RULES, base::RULES, base::CLOSING),
         Role::Vsock => table!(queues::RULES, queues::LIMITS, vsock::RULES, base::RULES, base::CLOSING),
         Role::Fs => table!(queues::RULES, queues::LIMITS, fs::RULES, base::RULES, base::CLOSING),

@@ -4,7 +4,7 @@
 use crate::rules::is;
 use crate::rules::{Rule, permit, without};
 
-pub(in crate::tables) const RULES: [Rule; 11] = [
+pub(in crate::tables) const RULES: [Rule; 12] = [
     permit!(SYS_futex, "Locks, and waiting for other threads"),
     permit!(SYS_write, "Eventfds: to wake others up; standard error: the report of a panic"),
     permit!(SYS_munmap, "The allocator gives memory back; stacks and guest memory that nobody uses any more"),
@@ -15,6 +15,7 @@ pub(in crate::tables) const RULES: [Rule; 11] = [
     permit!(SYS_mprotect, [without(2, libc::PROT_EXEC)], "The allocator, for arenas of threads"),
     permit!(SYS_mremap, "The allocator, for what is large and grows"),
     permit!(SYS_brk, "The allocator"),
+    permit!(SYS_sched_yield, "Another thread has just put something into a channel, or is about to"),
     permit!(SYS_clock_gettime, "The time, on hosts whose vDSO cannot tell it"),
 ];
 

@@ -2,12 +2,14 @@
 
 use crate::rules::{Rule, permit};
 
-pub(in crate::tables) const RULES: [Rule; 5] = [
+pub(in crate::tables) const RULES: [Rule; 7] = [
     permit!(SYS_io_uring_enter, "Requests to the kernel"),
     permit!(
         SYS_io_uring_register,
         "The end takes back what is under way; the ring allows nothing else by then"
     ),
+    permit!(SYS_pread64, "A disk in memory (tmpfs) is read at once"),
+    permit!(SYS_preadv, "A disk in memory (tmpfs) is read at once"),
     permit!(SYS_pwritev2, "Data that the page cache takes at once"),
     permit!(SYS_sendto, "The size has changed"),
     permit!(SYS_restart_syscall, "Waiting for the threads goes on after a stop"),

@@ -5,7 +5,7 @@
 
 use crate::rules::{Rule, is, permit, refuse};
 
-pub(in crate::tables) const RULES: [Rule; 47] = [
+pub(in crate::tables) const RULES: [Rule; 48] = [
     // the event loop
     permit!(SYS_epoll_wait, "The event loop"),
     permit!(SYS_epoll_pwait, "The event loop, with other C libraries"),
@@ -56,6 +56,7 @@ pub(in crate::tables) const RULES: [Rule; 47] = [
     permit!(SYS_exit_group, "The end"),
     permit!(SYS_restart_syscall, "Waiting goes on after a stop"),
     // the rest
+    permit!(SYS_uname, "The architecture, for query-cpus-fast"),
     permit!(SYS_getrandom, "Seeds of hash tables"),
     permit!(SYS_sched_getaffinity, "The allocator, for the number of processors"),
 ];

@@ -7,6 +7,8 @@ pub(super) mod console;
 pub(super) mod control;
 pub(super) mod fs;
 pub(super) mod keeper;
+pub(super) mod kvm;
+pub(super) mod late;
 pub(super) mod net;
 pub(super) mod queues;
 pub(super) mod rng;

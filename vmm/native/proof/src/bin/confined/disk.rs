@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use strato_devices::block::{Block, BlockConfig, CacheMode, EngineChoice};
@@ -85,7 +85,19 @@ fn disk(file: &File, cache: CacheMode, engine: EngineChoice) {
     driver.end();
 }
 
+/// An image that is in memory for good.
+fn image_in_memory() -> File {
+    // SAFETY: the name is a literal with a terminator.
+    let raw = unsafe { libc::memfd_create(c"disk".as_ptr(), libc::MFD_CLOEXEC) };
+    assert!(raw >= 0);
+    // SAFETY: memfd_create returned it just now; nobody else owns it.
+    let mut file = File::from(unsafe { OwnedFd::from_raw_fd(raw) });
+    file.write_all(&vec![7; SECTORS as usize * 512]).unwrap();
+    file
+}
+
 pub(crate) fn work() {
+    disk(&image_in_memory(), CacheMode::Writeback, EngineChoice::Auto);
     for cache in [CacheMode::Writeback, CacheMode::Direct] {
         disk(&image(), cache, EngineChoice::Auto);
         disk(&image(), cache, EngineChoice::Pool);
