@@ -10,6 +10,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use strato_virtio::{Interest, Ready};
+
 use super::backend;
 use super::queue::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
 
@@ -39,6 +41,22 @@ pub(super) struct Due {
     pub(super) credit_update: bool,
     pub(super) credit_request: bool,
     pub(super) reset: bool,
+}
+
+/// What is heard of a unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Watched {
+    input: bool,
+    output: bool,
+}
+
+impl Watched {
+    /// Of a socket that is to be read and takes whatever it is given, as far as is known.
+    pub(super) const FRESH: Self = Self { input: true, output: false };
+
+    pub(super) fn interest(self) -> Interest {
+        Interest::Stream { input: self.input, output: self.output }
+    }
 }
 
 #[derive(Debug)]
@@ -71,6 +89,8 @@ pub(super) struct Connection {
     host_sends_no_more: bool,
     readable: bool,
     hung_up: bool,
+    told_twice: bool,
+    watched: Watched,
     credit_asked: bool,
     shutdown_told: u32,
     /// How many guest buffers to offer to the next read; follows what reads yield.
@@ -102,6 +122,8 @@ impl Connection {
             // A fresh socket reports its state when it is watched; one that was a client has done so.
             readable: phase == Phase::Requested,
             hung_up: false,
+            told_twice: false,
+            watched: Watched::FRESH,
             credit_asked: false,
             shutdown_told: 0,
             batch: 1,
@@ -124,14 +146,24 @@ impl Connection {
     }
 
     /// Edges reported for the unix socket.
-    pub(super) fn note(&mut self, readable: bool, writable: bool, hung_up: bool) {
-        self.readable |= readable;
-        self.writable |= writable;
-        self.hung_up |= hung_up;
+    pub(super) fn note(&mut self, ready: Ready) {
+        // Known already: the guest is slower than the host program, whose every write would be told.
+        self.told_twice |= self.readable && ready.readable;
+        self.readable |= ready.readable;
+        self.writable |= ready.writable;
+        self.hung_up |= ready.hung_up;
         if self.hung_up && self.guest_takes_no_more {
             // There is nothing to read out first.
             self.host_sends_no_more = true;
         }
+    }
+
+    /// What is to be heard of the unix socket from now on, if that has changed. Each change is a system call,
+    /// each event that tells nothing new a wake-up.
+    pub(super) fn watch_otherwise(&mut self) -> Option<(RawFd, Watched)> {
+        let wanted = Watched { input: !self.told_twice, output: !self.writable };
+        let former = std::mem::replace(&mut self.watched, wanted);
+        if former == wanted { None } else { Some((self.fd()?, wanted)) }
     }
 
     /// Takes the guest's window from any of its packets.
@@ -171,7 +203,7 @@ impl Connection {
     pub(super) fn forwarded(&mut self, count: usize) {
         self.fwd_cnt += Wrapping(count as u32);
         // Early enough that a fast sender does not stall, late enough to cost little.
-        if (self.fwd_cnt - self.fwd_cnt_told).0 >= self.window / 4 {
+        if (self.fwd_cnt - self.fwd_cnt_told).0 >= self.window / 2 {
             self.due.credit_update = true;
         }
     }
@@ -300,6 +332,7 @@ impl Connection {
     /// The read said "no more now".
     pub(super) fn read_dry(&mut self) {
         self.readable = false;
+        self.told_twice = false;
     }
 
     /// The read said "no more ever".

@@ -14,7 +14,7 @@ use strato_virtio::{
 };
 
 use super::backend::{HostListener, receive_first_line, send};
-use super::connection::{Connection, Phase, Ports};
+use super::connection::{Connection, Phase, Ports, Watched};
 use super::control::{ControlInbox, Notice, VsockControl};
 use super::metrics::VsockMetrics;
 use super::queue::Header;
@@ -34,6 +34,7 @@ pub(super) const EVENT_QUEUE: u16 = 2;
 const LISTENER: u64 = 0;
 const TIMER: u64 = 1;
 const CONTROL: u64 = 2;
+const ANNOUNCEMENT: u64 = 3;
 
 /// Host ports of host-initiated connections begin here, far from those that anyone listens on.
 const FIRST_HOST_PORT: u32 = 1 << 30;
@@ -82,6 +83,8 @@ pub struct Vsock {
     pub(super) notice: Notice,
     pub(super) tx_chain: Chain,
     pub(super) rx_chains: Vec<Chain>,
+    /// Runs while packets were taken that the guest has not been told of.
+    pub(super) announcement: Timer,
     timer: Timer,
     deadlines: VecDeque<(Instant, Token)>,
     dialling: Vec<Token>,
@@ -123,6 +126,7 @@ impl Vsock {
             notice: Notice::None,
             tx_chain: Chain::new(),
             rx_chains: vec![Chain::new(); BATCH],
+            announcement: Timer::new()?,
             timer: Timer::new()?,
             deadlines: VecDeque::new(),
             dialling: Vec::new(),
@@ -208,7 +212,7 @@ impl Vsock {
         let Some(connection) = self.table.connection(token) else { return };
         let Some(ports) = connection.ports else { return };
         match self.listener.dial(ports.host) {
-            Ok(stream) if events.add(stream.as_raw_fd(), token, Interest::Edges).is_ok() => {
+            Ok(stream) if events.add(stream.as_raw_fd(), token, Watched::FRESH.interest()).is_ok() => {
                 connection.open_with(stream);
                 self.table.schedule(token);
             }
@@ -285,7 +289,7 @@ impl Vsock {
             }
             let fd = stream.as_raw_fd();
             let token = self.table.insert(Stream::Client(stream));
-            if events.add(fd, token, Interest::Edges).is_err() {
+            if events.add(fd, token, Watched::FRESH.interest()).is_err() {
                 self.table.remove(token);
                 continue;
             }
@@ -335,16 +339,28 @@ impl Vsock {
         }
     }
 
-    fn stream_ready(&mut self, token: Token, ready: Ready) {
+    /// Hears from now on of a connection's unix socket what is news.
+    pub(super) fn watch_otherwise(&mut self, events: &Events, token: Token) {
+        let Some(connection) = self.table.connection(token) else { return };
+        if let Some((fd, watched)) = connection.watch_otherwise()
+            && events.change(fd, token, watched.interest()).is_err()
+        {
+            // Nothing would be heard of it any more.
+            self.reset_connection(token);
+        }
+    }
+
+    fn stream_ready(&mut self, events: &Events, token: Token, ready: Ready) {
         match self.table.get_mut(token) {
             Some(Stream::Client(_)) => self.hear_client(token),
             Some(Stream::Connection(connection)) => {
-                connection.note(ready.readable, ready.writable, ready.hung_up);
+                connection.note(ready);
                 connection.flush();
                 if connection.finished() {
                     self.forget(token);
                 } else {
                     self.table.schedule(token);
+                    self.watch_otherwise(events, token);
                 }
             }
             // Ended by an earlier event of the same batch.
@@ -361,6 +377,7 @@ impl DeviceCore for Vsock {
     fn attach(&mut self, io: &mut DeviceIo<'_>) -> io::Result<()> {
         io.events.add(self.listener.fd(), LISTENER, Interest::Readable)?;
         io.events.add(self.timer.fd(), TIMER, Interest::Readable)?;
+        io.events.add(self.announcement.fd(), ANNOUNCEMENT, Interest::Readable)?;
         io.events.add(self.control.fd(), CONTROL, Interest::Readable)
     }
 
@@ -394,12 +411,17 @@ impl DeviceCore for Vsock {
         match token {
             LISTENER => self.accept(io.events),
             TIMER => self.timer_expired(io.events),
+            ANNOUNCEMENT => {
+                self.announcement.expired();
+                self.announce_taken(io)?;
+                return Ok(Progress::Idle);
+            }
             CONTROL => {
                 if self.control.take_reset() {
                     self.reset_on_demand(io);
                 }
             }
-            _ => self.stream_ready(token, ready),
+            _ => self.stream_ready(io.events, token, ready),
         }
         // The guest is served once for all events of a turn.
         Ok(Progress::Again)
@@ -423,6 +445,13 @@ impl DeviceCore for Vsock {
         }
         Ok(progress)
     }
+
+    fn drain(&mut self, io: &mut DeviceIo<'_>) {
+        // A ring that cannot be reached any more says so at its next use.
+        let _ = self.announce_taken(io);
+    }
+
+    fn cancel(&mut self, _io: &mut DeviceIo<'_>) {}
 
     fn reset(&mut self, _io: &mut DeviceIo<'_>) {
         self.driver_gone();

@@ -1,12 +1,13 @@
 //! Guest to host: the transmit queue.
 
 use std::io::ErrorKind;
+use std::time::Duration;
 
 use strato_virtio::{
-    Chain, ChainError, DeviceFault, DeviceIo, GuestBuffers, Interest, Progress, RunningRing,
+    Chain, ChainError, DeviceFault, DeviceIo, GuestBuffers, Progress, RunningRing,
 };
 
-use super::connection::{Connection, Phase, Ports};
+use super::connection::{Connection, Phase, Ports, Watched};
 use super::device::{TX_QUEUE, Vsock};
 use super::metrics::VsockMetrics;
 use super::queue::{HEADER_LEN, HEADER_OFFSET, HOST_CID, Header, MAX_DATA, Op, SHUTDOWN_BOTH, TYPE_STREAM};
@@ -18,6 +19,11 @@ const BUDGET: usize = 256;
 /// Resets waiting for the guest to take them, after which its packets wait: what the guest makes us say must
 /// not grow without bound.
 const MAX_REPLIES: usize = 256;
+
+/// The guest hears of packets taken when they fill this part of its ring, or a moment after the first: it only
+/// has memory to free then, and an interrupt for each packet would cost it more than that.
+const UNANNOUNCED_SHARE: u16 = 4;
+const ANNOUNCE_AFTER: Duration = Duration::from_micros(500);
 
 impl Vsock {
     /// Takes packets from the guest.
@@ -62,7 +68,18 @@ impl Vsock {
             }
         }
         self.tx_chain = chain;
-        outcome.and_then(|progress| ring.notify().map(|()| progress))
+        let progress = outcome?;
+        if ring.unannounced() >= ring.size() / UNANNOUNCED_SHARE {
+            ring.notify()?;
+        } else if ring.unannounced() > 0 && !self.announcement.armed() {
+            self.announcement.arm(ANNOUNCE_AFTER);
+        }
+        Ok(progress)
+    }
+
+    /// Tells the guest of the packets taken.
+    pub(super) fn announce_taken(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceFault> {
+        io.ring(TX_QUEUE).map_or(Ok(()), |mut ring| ring.notify())
     }
 
     fn take_packet(
@@ -102,7 +119,9 @@ impl Vsock {
             }
             return Ok(());
         };
-        self.connection_packet(ring, chain, &header, token)
+        self.connection_packet(ring, chain, &header, token)?;
+        self.watch_otherwise(events, token);
+        Ok(())
     }
 
     /// Answers with a reset; the connection, if any, is not touched.
@@ -140,7 +159,7 @@ impl Vsock {
         let token = self.table.insert(Stream::Connection(Box::new(connection)));
         VsockMetrics::add(&self.metrics.opened, 1);
         match fd {
-            Some(fd) if events.add(fd, token, Interest::Edges).is_err() => self.reset_connection(token),
+            Some(fd) if events.add(fd, token, Watched::FRESH.interest()).is_err() => self.reset_connection(token),
             Some(_) => self.table.schedule(token),
             None => self.dial_again(token),
         }
