@@ -1,6 +1,9 @@
-//! One stream between a guest socket and a unix socket: credit, closing, and what is due to be sent.
+//! One connection between a guest socket and a unix socket: credit, closing, and what is due to be sent.
 //!
 //! Does no I/O towards the guest; `transmit` and `receive` do.
+
+mod messages;
+mod watched;
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,10 +13,14 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use strato_virtio::{Interest, Ready};
+use strato_virtio::Ready;
 
+use self::messages::Messages;
 use super::backend;
-use super::queue::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use super::queue::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, SocketType};
+
+pub(super) use self::messages::MAX_MESSAGE;
+pub(super) use self::watched::Watched;
 
 /// The two ports; the context ids are always the host's and the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,26 +50,11 @@ pub(super) struct Due {
     pub(super) reset: bool,
 }
 
-/// What is heard of a unix socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Watched {
-    input: bool,
-    output: bool,
-}
-
-impl Watched {
-    /// Of a socket that is to be read and takes whatever it is given, as far as is known.
-    pub(super) const FRESH: Self = Self { input: true, output: false };
-
-    pub(super) fn interest(self) -> Interest {
-        Interest::Stream { input: self.input, output: self.output }
-    }
-}
-
 #[derive(Debug)]
 pub(super) struct Connection {
     /// None once the port pair is free again and only the rest is delivered to the host program.
     pub(super) ports: Option<Ports>,
+    pub(super) socket_type: SocketType,
     pub(super) phase: Phase,
     pub(super) due: Due,
     /// Whether it stands in the queue of those with something for the guest.
@@ -73,6 +65,7 @@ pub(super) struct Connection {
 
     // Towards the host program.
     backlog: VecDeque<u8>,
+    messages: Messages,
     window: u32,
     fwd_cnt: Wrapping<u32>,
     fwd_cnt_told: Wrapping<u32>,
@@ -98,15 +91,23 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(ports: Ports, phase: Phase, window: u32, stream: Option<UnixStream>) -> Self {
+    pub(super) fn new(
+        ports: Ports,
+        socket_type: SocketType,
+        phase: Phase,
+        window: u32,
+        stream: Option<UnixStream>,
+    ) -> Self {
         Self {
             ports: Some(ports),
+            socket_type,
             phase,
             due: Due { request: phase == Phase::Requested, ..Due::default() },
             scheduled: false,
             asked_at: None,
             stream,
             backlog: VecDeque::new(),
+            messages: Messages::default(),
             window,
             fwd_cnt: Wrapping(0),
             fwd_cnt_told: Wrapping(0),
@@ -158,14 +159,6 @@ impl Connection {
         }
     }
 
-    /// What is to be heard of the unix socket from now on, if that has changed. Each change is a system call,
-    /// each event that tells nothing new a wake-up.
-    pub(super) fn watch_otherwise(&mut self) -> Option<(RawFd, Watched)> {
-        let wanted = Watched { input: !self.told_twice, output: !self.writable };
-        let former = std::mem::replace(&mut self.watched, wanted);
-        if former == wanted { None } else { Some((self.fd()?, wanted)) }
-    }
-
     /// Takes the guest's window from any of its packets.
     pub(super) fn take_credit(&mut self, header: &Header) {
         self.guest_window = header.buf_alloc;
@@ -182,12 +175,14 @@ impl Connection {
 
     /// Whether `len` more bytes fit in the window that the guest was told.
     pub(super) fn accepts(&self, len: u32) -> bool {
-        !self.guest_sends_no_more && self.backlog.len() + len as usize <= self.window as usize
+        !self.guest_sends_no_more
+            && self.backlog.len() + len as usize <= self.window as usize
+            && self.messages.may_be_one_more(self.window)
     }
 
     /// Whether data of the guest may go to the unix socket directly.
     pub(super) fn sends_directly(&self) -> Option<RawFd> {
-        if self.backlog.is_empty() && self.writable && !self.host_takes_no_more { self.fd() } else { None }
+        if self.nothing_stored() && self.writable && !self.host_takes_no_more { self.fd() } else { None }
     }
 
     /// Whether the guest's data is thrown away, because the host program takes no more.
@@ -202,8 +197,13 @@ impl Connection {
     /// `count` bytes of the guest have reached their end.
     pub(super) fn forwarded(&mut self, count: usize) {
         self.fwd_cnt += Wrapping(count as u32);
-        // Early enough that a fast sender does not stall, late enough to cost little.
-        if (self.fwd_cnt - self.fwd_cnt_told).0 >= self.window / 2 {
+        let enough = match self.socket_type {
+            // Early enough that a fast sender does not stall, late enough to cost little.
+            SocketType::Stream => self.window / 2,
+            // A message may need all of the window, and only the guest knows whether it waits with one.
+            SocketType::Seqpacket => 1,
+        };
+        if (self.fwd_cnt - self.fwd_cnt_told).0 >= enough {
             self.due.credit_update = true;
         }
     }
@@ -227,23 +227,36 @@ impl Connection {
         }
     }
 
+    /// Whether the unix socket has been given everything that the guest sent.
+    fn nothing_stored(&self) -> bool {
+        self.backlog.is_empty() && self.messages.none_stored()
+    }
+
     /// Moves stored bytes to the unix socket, as far as it takes them, and closes what is done.
     pub(super) fn flush(&mut self) {
+        match self.socket_type {
+            SocketType::Stream => self.flush_bytes(),
+            SocketType::Seqpacket => self.flush_messages(),
+        }
+        if self.host_takes_no_more || self.stream.is_none() || self.message_will_not_end() {
+            let rest = self.backlog.len();
+            self.backlog.clear();
+            self.messages.forget_stored();
+            self.forwarded(rest);
+        }
+        if self.nothing_stored() {
+            // A stream that was slow once does not keep its memory for ever.
+            self.backlog.shrink_to(0);
+            self.pass_shutdown_on();
+        }
+    }
+
+    fn flush_bytes(&mut self) {
         while self.writable && !self.backlog.is_empty() && !self.host_takes_no_more {
             let Some(fd) = self.fd() else { break };
             let outcome = backend::send(fd, self.backlog.as_slices());
             let count = self.sent(outcome);
             self.backlog.drain(..count.min(self.backlog.len()));
-        }
-        if self.host_takes_no_more || self.stream.is_none() {
-            let rest = self.backlog.len();
-            self.backlog.clear();
-            self.forwarded(rest);
-        }
-        if self.backlog.is_empty() {
-            // A stream that was slow once does not keep its memory for ever.
-            self.backlog.shrink_to(0);
-            self.pass_shutdown_on();
         }
     }
 
@@ -297,6 +310,7 @@ impl Connection {
     pub(super) fn fail(&mut self) {
         self.stream = None;
         self.backlog = VecDeque::new();
+        self.messages = Messages::default();
         self.due = Due { reset: self.ports.is_some(), ..Due::default() };
     }
 
@@ -307,11 +321,16 @@ impl Connection {
 
     /// Nothing is left to do.
     pub(super) fn finished(&self) -> bool {
-        self.ports.is_none() && self.backlog.is_empty()
+        self.ports.is_none() && self.nothing_stored()
+    }
+
+    /// Whether there is data for the guest, or may be.
+    pub(super) fn has_data(&self) -> bool {
+        self.can_read() || self.message_is_on_its_way()
     }
 
     /// Whether the host program's data may be read now.
-    pub(super) fn can_read(&self) -> bool {
+    fn can_read(&self) -> bool {
         self.phase == Phase::Open
             && self.readable
             && !self.guest_takes_no_more
@@ -377,7 +396,7 @@ impl Connection {
         if self.shutdown_due() != 0 {
             return true;
         }
-        if !self.can_read() {
+        if !self.has_data() {
             return false;
         }
         if self.guest_room() == 0 {
