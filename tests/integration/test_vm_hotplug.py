@@ -12,7 +12,7 @@ import pytest
 from qemu.qmp import QMPClient
 
 from tests.framework.vm import DEADLINE_S, Vm, VmFactory
-from vmm.config import DriveConfig
+from vmm.config import DriveConfig, JailConfig
 from vmm.errors import QmpCommandError
 from vmm.qmp.client import QmpClient
 from vmm.sys import open_tap
@@ -86,7 +86,7 @@ def test_disk_comes_is_used_and_goes_again_and_again(vms: VmFactory) -> None:
 def test_device_that_the_guest_uses_is_not_taken_away(vms: VmFactory, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(b"words".ljust(1 << 20, b"\0"))
-    vm = vms.boot()
+    vm = vms.boot(replace(vms.config(), jail=JailConfig(folders=(tmp_path,))))
 
     with vm.qmp() as qmp:
         qmp.execute("blockdev-add", {"driver": "file", "node-name": "n1", "filename": str(disk)})
@@ -101,7 +101,8 @@ def test_device_that_the_guest_uses_is_not_taken_away(vms: VmFactory, tmp_path: 
 
 
 def test_interface_on_a_tap_by_name_comes_and_goes(tap: str, vms: VmFactory) -> None:
-    vm = vms.boot()
+    # In the jail there is nothing to open a tap with.
+    vm = vms.boot(replace(vms.config(), jail=JailConfig(enabled=False)))
 
     with vm.qmp() as qmp:
         qmp.execute("netdev_add", {"type": "tap", "id": "t1", "ifname": tap, "script": "no"})
@@ -173,7 +174,7 @@ def test_disk_by_a_passed_descriptor(vms: VmFactory, tmp_path: Path) -> None:
 
 def test_share_comes_is_used_and_goes(vms: VmFactory, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("from the host")
-    vm = vms.boot()
+    vm = vms.boot(replace(vms.config(), jail=JailConfig(folders=(tmp_path,))))
 
     with vm.qmp() as qmp:
         share = {"driver": "x-strato-fs-device", "id": "late", "tag": "hot", "directory": str(tmp_path)}
@@ -190,7 +191,7 @@ def test_share_comes_is_used_and_goes(vms: VmFactory, tmp_path: Path) -> None:
 def test_added_devices_are_found_at_boot_after_a_reset(vms: VmFactory, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(b"there".ljust(1 << 20, b"\0"))
-    vm = vms.boot()
+    vm = vms.boot(replace(vms.config(), jail=JailConfig(folders=(tmp_path,))))
 
     with vm.qmp() as qmp:
         qmp.execute("blockdev-add", {"driver": "file", "node-name": "n1", "filename": str(disk)})
