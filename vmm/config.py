@@ -155,7 +155,7 @@ class VsockConfig:
     guest_cid: int = MIN_GUEST_CID
     """The guest's context id, 3 or more."""
     socket: Path
-    """Path of the socket for host-initiated connections; a guest connection to port N arrives on `<socket>_N`. Shorter than 100 bytes."""  # noqa: E501
+    """Path of the socket for host-initiated connections; a guest connection to port N arrives on `<socket>_N`. Programs with sockets of type SEQPACKET connect to `<socket>_seq` and send `CONNECT <port>\\n` as a message. Shorter than 100 bytes."""  # noqa: E501
 
 
 @dataclass(frozen=True, kw_only=True)

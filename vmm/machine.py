@@ -437,6 +437,7 @@ def _check_tap(index: int, net: NetConfig) -> None:
 def _remove_leftovers(config: VmConfig) -> None:
     if config.vsock is not None:
         config.vsock.socket.unlink(missing_ok=True)
+        Path(f"{config.vsock.socket}_seq").unlink(missing_ok=True)
     for pattern in ("fs*.sock", "vsock.sock"):
         for leftover in config.runtime_dir.glob(pattern):
             leftover.unlink(missing_ok=True)

@@ -133,23 +133,41 @@ static struct sockaddr_vm vsock_address(unsigned cid, unsigned port) {
   return address;
 }
 
-static void vsock_echo(unsigned port) {
+// Sends back what comes; with messages, each read and each write is one.
+static void echo(int peer) {
+  char data[65536];
+  for (ssize_t count; (count = read(peer, data, sizeof(data))) > 0;)
+    for (ssize_t done = 0, now; done < count; done += now)
+      if ((now = write(peer, data + done, count - done)) < 0) break;
+  close(peer);
+}
+
+static void vsock_echo(unsigned port, int type) {
   struct sockaddr_vm address = vsock_address(VMADDR_CID_ANY, port);
-  int listener = socket(AF_VSOCK, SOCK_STREAM, 0);
+  int listener = socket(AF_VSOCK, type, 0);
   if (bind(listener, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(listener, 4) < 0)
     return outcome(-1);
-  if (fork() == 0) {
-    for (;;) {
-      char data[65536];
-      int peer = accept(listener, NULL, NULL);
-      for (ssize_t count; (count = read(peer, data, sizeof(data))) > 0;)
-        for (ssize_t done = 0, now; done < count; done += now)
-          if ((now = write(peer, data + done, count - done)) < 0) break;
-      close(peer);
-    }
-  }
+  if (fork() == 0)
+    for (;;) echo(accept(listener, NULL, NULL));
   close(listener);
   answer("ok");
+}
+
+// Connects to the host with messages, sends one, and then echoes.
+static void vsock_message(unsigned port, size_t size) {
+  struct sockaddr_vm address = vsock_address(VMADDR_CID_HOST, port);
+  int peer = socket(AF_VSOCK, SOCK_SEQPACKET, 0);
+  char *data = malloc(size);
+  memset(data, 'm', size);
+  int result = connect(peer, (struct sockaddr *)&address, sizeof(address));
+  if (result == 0) result = (int)send(peer, data, size, MSG_NOSIGNAL);
+  outcome(result);
+  free(data);
+  if (result >= 0 && fork() == 0) {
+    echo(peer);
+    _exit(0);
+  }
+  close(peer);
 }
 
 static void vsock_say(unsigned port, const char *text) {
@@ -207,7 +225,8 @@ static void obey(char *line) {
   else if (!strcmp(verb, "mount")) outcome((mkdir(rest, 0755), mount(first, rest, "virtiofs", 0, NULL)));
   else if (!strcmp(verb, "unmount")) outcome(umount(first));
   else if (!strcmp(verb, "flood")) { for (int i = atoi(first); i > 0; i--) printf("flood %d\n", i); answer("ok"); }
-  else if (!strcmp(verb, "vsock-echo")) vsock_echo(atoi(first));
+  else if (!strcmp(verb, "vsock-echo")) vsock_echo(atoi(first), strcmp(rest, "messages") ? SOCK_STREAM : SOCK_SEQPACKET);
+  else if (!strcmp(verb, "vsock-message")) vsock_message(atoi(first), strtoul(rest, NULL, 0));
   else if (!strcmp(verb, "vsock-say")) vsock_say(atoi(first), rest);
   else answer("unknown command");
 }

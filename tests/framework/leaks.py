@@ -17,6 +17,7 @@ from . import host
 from .patience import deadline_after
 
 SETTLE_S = 15.0
+NAMED_NAMESPACES = "/run/netns"  # of iproute2
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,9 @@ def reap_orphans() -> None:
 
 def _is_foreign(mount: str, own: Path) -> bool:
     # Other test sessions of this machine have their daemons in directories named alike (scratch_directory).
-    return "/strato-" in mount.split(" ")[0] and f"/{own.name}/" not in mount
+    # The first `ip netns add` of a host mounts the folder of the names, for good.
+    place = mount.split(" ")[0]
+    return place == NAMED_NAMESPACES or ("/strato-" in place and f"/{own.name}/" not in mount)
 
 
 def _describe(kind: str, item: str) -> str:

@@ -1,5 +1,6 @@
 """The devices of a running VM: vsock, shares, disks, interfaces, entropy."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from vmm.sys import open_tap
 
 pytestmark = pytest.mark.integration
 
+LONGEST_MESSAGE = 64 << 10  # of a vsock connection of type SEQPACKET (docs/limitations.md)
 ETH_P_ALL = 3  # linux/if_ether.h
 
 # A mark for what is served by a program instead of a device core of ours.
@@ -115,6 +117,60 @@ def test_guest_connects_to_a_listener_of_the_host(vms: VmFactory, vsock_programs
         with connection:
             connection.settimeout(DEADLINE_S)
             assert connection.recv(5) == b"hello"
+
+
+def message_socket() -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    made.settimeout(DEADLINE_S)
+    return made
+
+
+def assert_echoes_messages(connection: socket.socket) -> None:
+    """Whatever their sizes and however many are under way, messages come back one by one."""
+    sizes = [1, LONGEST_MESSAGE, 5000, 2, 40_000]
+    for _ in range(3):
+        messages = [os.urandom(size) for size in sizes]
+        for message in messages:
+            connection.sendall(message)
+        assert [connection.recv(1 << 20) for _ in messages] == messages
+
+
+def test_guest_sends_messages_to_a_listener_of_the_host(vms: VmFactory) -> None:
+    config = vms.config()
+    path = config.runtime_dir / "v.sock"
+    with message_socket() as listener, socket.socket(socket.AF_UNIX) as stream_listener:
+        listener.bind(f"{path}_77")
+        listener.listen()
+        stream_listener.bind(f"{path}_78")
+        stream_listener.listen()
+        vm = vms.boot(replace(config, vsock=VsockConfig(socket=path)))
+
+        assert vm.ask(f"vsock-message 77 {LONGEST_MESSAGE}") == "ok"
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(DEADLINE_S)
+            assert connection.recv(1 << 20) == b"m" * LONGEST_MESSAGE
+            assert_echoes_messages(connection)
+            connection.shutdown(socket.SHUT_WR)
+            assert connection.recv(1) == b""
+        # The guest's kernel knows how long a message may be, and that nobody waits for messages at a port.
+        assert vm.ask(f"vsock-message 77 {LONGEST_MESSAGE + 1}") == os.strerror(errno.EMSGSIZE)
+        for port in (78, 79):
+            assert vm.ask(f"vsock-message {port} 1") == os.strerror(errno.ECONNRESET)
+
+
+def test_host_sends_messages_to_a_listener_of_the_guest(vms: VmFactory) -> None:
+    config = vms.config()
+    path = config.runtime_dir / "v.sock"
+    vm = vms.boot(replace(config, vsock=VsockConfig(socket=path)))
+    assert vm.ask("vsock-echo 1024 messages") == "ok"
+
+    for _ in range(2):
+        with message_socket() as connection:
+            connection.connect(f"{path}_seq")
+            connection.sendall(b"CONNECT 1024\n")
+            assert connection.recv(100).startswith(b"OK ")
+            assert_echoes_messages(connection)
 
 
 def test_vm_leaves_no_sockets_in_its_folder(vms: VmFactory, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Which tests run in the KVM lab: the one list to change.
 
-`make test-lab` runs CORE, `make test-full` every test of FOLDERS but TOO_LONG, both on containerd 2.3 alone:
-what differs between daemons does not depend on the engine. An entry is the beginning of a test's node id: a
-file, a class, a function with all its parameters, or one of these.
+`make test-lab` runs CORE without LONG, `make test-full` every test of FOLDERS but TOO_LONG, both on
+containerd 2.3 alone: what differs between daemons does not depend on the engine. An entry is the beginning of
+a test's node id: a file, a class, a function with all its parameters, or one of these.
 """
 
 import re
@@ -10,22 +10,32 @@ import re
 FOLDERS = ("tests/integration/", "tests/containerd/")
 
 CORE = (
-    "tests/integration/test_vm",
-    "tests/containerd/test_exec.py::test_exec_prints_output_of_both_streams",
+    "tests/integration/test_vm.py::test_guest_boots_and_powers_off",
+    "tests/integration/test_vm.py::test_killed_strato_vmm_takes_its_pid_namespace_along",
+    "tests/integration/test_vm.py::test_panic_is_told_with_its_reason",
+    "tests/integration/test_vm_devices.py::test_counters_of_the_devices_are_told",
+    "tests/integration/test_vm_devices.py::test_drives_appear_in_order_with_size_serial_and_mode",
+    "tests/integration/test_vm_devices.py::test_share_is_read_and_written_by_both_sides[strato-auto]",
+    "tests/integration/test_vm_devices.py::test_vsock_carries_bytes_from_host_to_guest_and_back[strato]",
+    "tests/integration/test_vm_hotplug.py",
+    "tests/integration/test_vm_kvm.py",
+    "tests/integration/test_vm_memory.py::test_balloon_takes_memory_and_gives_it_back",
+    "tests/integration/test_vm_network.py",
+    "tests/integration/test_vm_pause.py",
+    "tests/integration/test_vm_qmp.py::test_powerdown_presses_the_guests_power_button",
+    "tests/integration/test_vm_qmp.py::test_stop_and_cont_announce_once_and_stop_the_guest",
     "tests/containerd/test_kill.py::test_death_of_the_machine_ends_the_task_with_137",
-    "tests/containerd/test_lifecycle.py::test_clock_of_the_guest",
-    "tests/containerd/test_lifecycle.py::test_pause_stops_the_processes",
     "tests/containerd/test_network.py::test_container_pings_its_peer",
-    "tests/containerd/test_network.py::test_interface_has_name_addresses_mac_and_mtu",
     "tests/containerd/test_run.py::test_exit_status_of_init_is_relayed[2.3-42]",
-    "tests/containerd/test_run.py::test_kill_term_reaches_the_handler_of_init",
     "tests/containerd/test_run.py::test_run_prints_output_of_both_streams",
-    "tests/containerd/test_sandbox.py::test_members_share_one_shim_and_one_guest",
-    "tests/containerd/test_size.py::test_cpu_quota_of_one_and_a_half_gets_two_processors",
-    "tests/containerd/test_stdio.py::test_burst_of_eight_mebibytes_before_exit_is_complete",
     "tests/containerd/test_volumes.py::test_directory_is_shared_both_ways_while_running",
-    "tests/containerd/test_volumes.py::test_large_file_written_by_the_container",
 )
+
+LONG = (
+    "tests/integration/test_vm_kvm.py::test_guest_runs_in_other_memory_than_the_default",
+    "tests/integration/test_vm_kvm.py::test_twenty_vms_run_at_once",
+)
+"""Too long for every day."""
 
 TOO_LONG = (
     "tests/containerd/test_many.py::test_fifty_containers",
@@ -39,7 +49,7 @@ def belongs(node_id: str, *, full: bool) -> bool:
     """Whether a test is part of the rung `lab`, beside those that live in tests/lab."""
     if _OTHER_DAEMONS.search(node_id) or node_id.startswith(TOO_LONG):
         return False
-    return node_id.startswith(FOLDERS if full else CORE)
+    return node_id.startswith(FOLDERS) if full else node_id.startswith(CORE) and not node_id.startswith(LONG)
 
 
 def runs_inside(node_id: str) -> bool:

@@ -30,6 +30,7 @@ from vmm.config import BoardName, BootConfig, ConsoleConfig, EngineName, MemoryC
 from vmm.decoding import dump
 from vmm.engines import probe
 from vmm.engines.traits import traits
+from vmm.jail import view
 from vmm.log import Level, Log
 from vmm.qmp.client import QmpClient
 
@@ -46,14 +47,11 @@ PAUSES = 10
 NATIVE_BUDGET, WHOLE_BUDGET, PRIVATE_BUDGET_MIB = 0.9, 1.3, 12
 FEWER = 1.0
 
-# As the installed launcher starts it; tells on standard error when Python itself was up.
-_STRATO_VMM = [
-    sys.executable,
-    "-IS",
-    "-c",
-    f"import os, sys; sys.path[:0] = {[str(Path(__file__).parents[2]), *sys.path[-1:]]!r}; "
-    "from vmm import __main__ as vmm; os.write(2, str(vmm.STARTED_AT).encode()); sys.exit(vmm.main())",
-]
+# Tells on standard error when Python itself was up.
+_CODE = (
+    "import os, sys; sys.path[:] = {folders!r}; from vmm import __main__ as vmm; "
+    "os.write(2, str(vmm.STARTED_AT).encode()); sys.exit(vmm.main())"
+)
 
 _KVM_DEBUG = Path("/sys/kernel/debug/kvm")
 _TRACING = Path("/sys/kernel/debug/tracing")
@@ -135,8 +133,9 @@ def _verdicts(taken: dict[str, list[Sample]]) -> Iterator[tuple[str, bool]]:
 def _strato_vmm(config: VmConfig) -> Side:
     file, qmp = config.runtime_dir / "vm.json", config.runtime_dir / "strato.sock"
     file.write_text(dump(config))
+    code = _CODE.format(folders=[str(Path(folder).resolve()) for folder in sys.path])
     options = ["--config", str(file), "--qmp-path", str(qmp), "--log-level", "error"]
-    return Side([*_STRATO_VMM, *options], qmp, tells_start=True)
+    return Side([view.interpreter(), "-IS", "-c", code, *options], qmp, tells_start=True)
 
 
 def _qemu(config: VmConfig) -> Side:

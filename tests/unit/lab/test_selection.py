@@ -6,7 +6,7 @@ from tests.lab import selection
 pytestmark = pytest.mark.unit
 
 
-@pytest.mark.parametrize("entry", [*selection.CORE, *selection.TOO_LONG])
+@pytest.mark.parametrize("entry", [*selection.CORE, *selection.LONG, *selection.TOO_LONG])
 def test_every_entry_names_tests_that_exist(entry: str) -> None:
     name, _, function = entry.partition("::")
     files = [path.read_text() for path in CHECKOUT.glob(f"{name}*")]
@@ -18,6 +18,7 @@ def test_every_entry_names_tests_that_exist(entry: str) -> None:
     ("node_id", "core", "full"),
     [
         ("tests/integration/test_vm.py::test_guest_boots_and_powers_off", True, True),
+        ("tests/integration/test_vm_kvm.py::test_twenty_vms_run_at_once", False, True),
         ("tests/containerd/test_run.py::test_exit_status_of_init_is_relayed[2.3-42]", True, True),
         ("tests/containerd/test_run.py::test_exit_status_of_init_is_relayed[2.3-0]", False, True),
         ("tests/containerd/test_run.py::test_run_prints_output_of_both_streams[2.3]", True, True),

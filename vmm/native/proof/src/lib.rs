@@ -12,6 +12,7 @@ pub mod choices;
 pub mod kernels;
 pub mod lies;
 pub mod machine;
+pub mod message_sockets;
 pub mod messages;
 pub mod records;
 pub mod registers;

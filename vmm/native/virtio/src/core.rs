@@ -344,6 +344,11 @@ impl<'a> RunningRing<'a> {
         self.ring.complete_all(self.ram, chains).map_err(|error| self.fault(error))
     }
 
+    /// Chains completed since the last call of [`Self::notify`].
+    pub fn unannounced(&self) -> u16 {
+        self.ring.unannounced()
+    }
+
     /// Tells the driver of completed chains, if it wants to know.
     ///
     /// # Errors

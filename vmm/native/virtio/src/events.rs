@@ -21,6 +21,14 @@ pub enum Interest {
     /// Readable, writable and hang-up, edge-triggered: the core remembers the state itself, so that a
     /// stalled stream costs neither wake-ups nor system calls.
     Edges,
+    /// As [`Self::Edges`], of the two directions only those wanted at the moment: the other end's work makes
+    /// readable and writable again and again what the core knows to be so. A hang-up is always told.
+    Stream {
+        /// Tell when there is something to read.
+        input: bool,
+        /// Tell when there is room to write.
+        output: bool,
+    },
     /// Nothing but a failure of the descriptor, and that once: for a stream that nobody can take from now.
     Nothing,
 }
@@ -31,6 +39,12 @@ impl Interest {
             Self::Readable => EventSet::IN,
             Self::Signals => EventSet::IN | EventSet::EDGE_TRIGGERED,
             Self::Edges => EventSet::IN | EventSet::OUT | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED,
+            Self::Stream { input, output } => {
+                let mut set = EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED;
+                set.set(EventSet::IN, input);
+                set.set(EventSet::OUT, output);
+                set
+            }
             Self::Nothing => EventSet::EDGE_TRIGGERED,
         }
     }

@@ -303,6 +303,11 @@ impl Ring {
         self.queue.enable_notification(ram).map_err(RingError::Access)
     }
 
+    /// Chains completed since the last call of [`Self::wants_notification`].
+    pub fn unannounced(&self) -> u16 {
+        (Wrapping(self.queue.next_used()) - self.announced).0
+    }
+
     /// Whether the driver wants to hear of what was completed since the last call.
     pub fn wants_notification(&mut self, ram: &GuestRam) -> Result<bool, RingError> {
         let used = Wrapping(self.queue.next_used());

@@ -1,5 +1,5 @@
-//! The host side: the listening socket, the line that host programs begin with, and connecting to the
-//! programs that wait for the guest.
+//! The host side: the listening sockets, the line that host programs begin with, connecting to the programs that
+//! wait for the guest, and whole messages.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,6 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+
+use super::queue::SocketType;
 
 /// Longest first line: `CONNECT 4294967295\n`.
 const MAX_LINE: usize = 19;
@@ -63,6 +65,59 @@ pub(super) fn receive_first_line(stream: &UnixStream) -> io::Result<Option<u32>>
     }
 }
 
+/// As [`receive_first_line`], of a program that sends messages: the line is a message of its own.
+///
+/// # Errors
+/// As there; `WouldBlock` while nothing has come.
+pub(super) fn receive_first_message(socket: &UnixStream) -> io::Result<u32> {
+    let mut bytes = [0; MAX_LINE];
+    let len = receive(socket.as_raw_fd(), &mut bytes, libc::MSG_TRUNC)?;
+    match parse_first_line(bytes.get(..len).unwrap_or_default()) {
+        FirstLine::Connect { port, len: line } if line == len => Ok(port),
+        _ => Err(ErrorKind::InvalidData.into()),
+    }
+}
+
+/// What a program that sends messages has for the guest.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Received {
+    /// A whole message.
+    Message(Vec<u8>),
+    /// One that is longer than it may be. It has not been taken.
+    TooLong,
+    /// There will be no more.
+    End,
+}
+
+/// Takes the next message, if it has at most `most` bytes. Never waits.
+///
+/// # Errors
+/// `WouldBlock`, or the program is gone without having read what was sent to it.
+pub(super) fn receive_message(fd: RawFd, most: usize) -> io::Result<Received> {
+    let len = receive(fd, &mut [], libc::MSG_PEEK | libc::MSG_TRUNC)?;
+    if len > most {
+        return Ok(Received::TooLong);
+    }
+    if len == 0 && has_ended(fd) {
+        return Ok(Received::End);
+    }
+    let mut message = vec![0; len];
+    receive(fd, &mut message, 0)?;
+    Ok(Received::Message(message))
+}
+
+/// Whether the nothing that was read is the end, and not a message without bytes: those read the same. One right
+/// before the end is taken for the end.
+fn has_ended(fd: RawFd) -> bool {
+    let mut poll = libc::pollfd { fd, events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: one pollfd, which is ours.
+    let shut_down = unsafe { libc::poll(&mut poll, 1, 0) } == 1;
+    let mut queued: libc::c_int = 0;
+    // SAFETY: FIONREAD writes an int, and it is ours.
+    let known = unsafe { libc::ioctl(fd, libc::FIONREAD, &raw mut queued) } == 0;
+    shut_down && !(known && queued > 0)
+}
+
 fn receive(fd: RawFd, buffer: &mut [u8], flags: libc::c_int) -> io::Result<usize> {
     // SAFETY: the pointer and length describe `buffer`, which is ours to write.
     let received =
@@ -83,7 +138,76 @@ pub(super) fn send(fd: RawFd, halves: (&[u8], &[u8])) -> io::Result<usize> {
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
-/// The socket that host programs connect to. Removes its name when dropped.
+/// A unix socket that does not wait.
+fn socket(socket_type: SocketType) -> io::Result<OwnedFd> {
+    let kind = match socket_type {
+        SocketType::Stream => libc::SOCK_STREAM,
+        SocketType::Seqpacket => libc::SOCK_SEQPACKET,
+    };
+    // SAFETY: no pointers are passed.
+    let fd = unsafe { libc::socket(libc::AF_UNIX, kind | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: socket() just made this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// # Errors
+/// The path is too long.
+fn address(path: &Path) -> io::Result<libc::sockaddr_un> {
+    // SAFETY: sockaddr_un is plain data for which all-zero is a valid value.
+    let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.len() >= address.sun_path.len() {
+        return Err(ErrorKind::InvalidInput.into());
+    }
+    for (to, from) in address.sun_path.iter_mut().zip(bytes) {
+        *to = *from as libc::c_char;
+    }
+    Ok(address)
+}
+
+const ADDRESS_LEN: libc::socklen_t = size_of::<libc::sockaddr_un>() as libc::socklen_t;
+
+/// Connects to whatever listens at `path`. std has no type for messages; its stream is as good an owner.
+pub(super) fn connect(path: &Path, socket_type: SocketType) -> io::Result<UnixStream> {
+    let (socket, address) = (socket(socket_type)?, address(path)?);
+    // SAFETY: the pointer and length describe `address`.
+    if unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), ADDRESS_LEN) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(UnixStream::from(socket))
+}
+
+pub(super) fn listen(path: &Path, socket_type: SocketType) -> io::Result<UnixListener> {
+    let (socket, address) = (socket(socket_type)?, address(path)?);
+    // SAFETY: the pointer and length describe `address`.
+    if unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), ADDRESS_LEN) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: no pointers are passed. A small backlog would be overrun by a burst of host programs.
+    if unsafe { libc::listen(socket.as_raw_fd(), libc::SOMAXCONN) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(UnixListener::from(socket))
+}
+
+/// `path` with `suffix` at its end.
+pub(super) fn beside(path: &Path, suffix: impl std::fmt::Display) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(format!("_{suffix}"));
+    PathBuf::from(name)
+}
+
+/// Connects to the program that waits for the guest at `<path>_<port>`. Does not wait: a full backlog is
+/// `WouldBlock`. A program that waits with a socket of another type is an error.
+pub(super) fn dial(path: &Path, port: u32, socket_type: SocketType) -> io::Result<UnixStream> {
+    connect(&beside(path, port), socket_type)
+}
+
+/// A socket that host programs connect to. Removes its name when dropped.
 #[derive(Debug)]
 pub(super) struct HostListener {
     listener: UnixListener,
@@ -92,26 +216,20 @@ pub(super) struct HostListener {
 
 impl HostListener {
     /// Listens at `path`; a socket left over from a killed process is replaced.
-    pub(super) fn bind(path: &Path) -> io::Result<Self> {
-        let listener = match UnixListener::bind(path) {
+    pub(super) fn bind(path: PathBuf, socket_type: SocketType) -> io::Result<Self> {
+        let listener = match listen(&path, socket_type) {
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                let socket = fs::symlink_metadata(path)?.file_type().is_socket();
-                let refused = UnixStream::connect(path).err().map(|error| error.kind());
+                let socket = fs::symlink_metadata(&path)?.file_type().is_socket();
+                let refused = connect(&path, socket_type).err().map(|error| error.kind());
                 if !socket || refused != Some(ErrorKind::ConnectionRefused) {
                     return Err(error);
                 }
-                fs::remove_file(path)?;
-                UnixListener::bind(path)?
+                fs::remove_file(&path)?;
+                listen(&path, socket_type)?
             }
             other => other?,
         };
-        listener.set_nonblocking(true)?;
-        // std listens with a backlog of 128, which a burst of host programs overruns.
-        // SAFETY: a listening socket may be told a new backlog at any time.
-        if unsafe { libc::listen(listener.as_raw_fd(), libc::SOMAXCONN) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Self { listener, path: path.to_owned() })
+        Ok(Self { listener, path })
     }
 
     pub(super) fn fd(&self) -> RawFd {
@@ -130,38 +248,6 @@ impl HostListener {
             }
             Err(error) => Err(error),
         }
-    }
-
-    /// Connects to the program that waits for the guest at `<path>_<port>`. Does not wait: a full backlog is
-    /// `WouldBlock`.
-    pub(super) fn dial(&self, port: u32) -> io::Result<UnixStream> {
-        let mut name = OsString::from(&self.path);
-        name.push(format!("_{port}"));
-        // SAFETY: sockaddr_un is plain data for which all-zero is a valid value.
-        let mut address: libc::sockaddr_un = unsafe { std::mem::zeroed() };
-        address.sun_family = libc::AF_UNIX as libc::sa_family_t;
-        let bytes = name.as_bytes();
-        if bytes.len() >= address.sun_path.len() {
-            return Err(ErrorKind::InvalidInput.into());
-        }
-        for (to, from) in address.sun_path.iter_mut().zip(bytes) {
-            *to = *from as libc::c_char;
-        }
-        // SAFETY: no pointers are passed.
-        let fd = unsafe {
-            libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC, 0)
-        };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: socket() just made this descriptor, and nobody else has it.
-        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-        let len = size_of::<libc::sockaddr_un>() as libc::socklen_t;
-        // SAFETY: the pointer and length describe `address`.
-        if unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(UnixStream::from(socket))
     }
 }
 

@@ -1,6 +1,9 @@
-//! One stream between a guest socket and a unix socket: credit, closing, and what is due to be sent.
+//! One connection between a guest socket and a unix socket: credit, closing, and what is due to be sent.
 //!
 //! Does no I/O towards the guest; `transmit` and `receive` do.
+
+mod messages;
+mod watched;
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,8 +13,14 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use strato_virtio::Ready;
+
+use self::messages::Messages;
 use super::backend;
-use super::queue::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND};
+use super::queue::{Header, Op, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, SocketType};
+
+pub(super) use self::messages::MAX_MESSAGE;
+pub(super) use self::watched::Watched;
 
 /// The two ports; the context ids are always the host's and the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -45,6 +54,7 @@ pub(super) struct Due {
 pub(super) struct Connection {
     /// None once the port pair is free again and only the rest is delivered to the host program.
     pub(super) ports: Option<Ports>,
+    pub(super) socket_type: SocketType,
     pub(super) phase: Phase,
     pub(super) due: Due,
     /// Whether it stands in the queue of those with something for the guest.
@@ -55,6 +65,7 @@ pub(super) struct Connection {
 
     // Towards the host program.
     backlog: VecDeque<u8>,
+    messages: Messages,
     window: u32,
     fwd_cnt: Wrapping<u32>,
     fwd_cnt_told: Wrapping<u32>,
@@ -71,6 +82,8 @@ pub(super) struct Connection {
     host_sends_no_more: bool,
     readable: bool,
     hung_up: bool,
+    told_twice: bool,
+    watched: Watched,
     credit_asked: bool,
     shutdown_told: u32,
     /// How many guest buffers to offer to the next read; follows what reads yield.
@@ -78,15 +91,23 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(ports: Ports, phase: Phase, window: u32, stream: Option<UnixStream>) -> Self {
+    pub(super) fn new(
+        ports: Ports,
+        socket_type: SocketType,
+        phase: Phase,
+        window: u32,
+        stream: Option<UnixStream>,
+    ) -> Self {
         Self {
             ports: Some(ports),
+            socket_type,
             phase,
             due: Due { request: phase == Phase::Requested, ..Due::default() },
             scheduled: false,
             asked_at: None,
             stream,
             backlog: VecDeque::new(),
+            messages: Messages::default(),
             window,
             fwd_cnt: Wrapping(0),
             fwd_cnt_told: Wrapping(0),
@@ -102,6 +123,8 @@ impl Connection {
             // A fresh socket reports its state when it is watched; one that was a client has done so.
             readable: phase == Phase::Requested,
             hung_up: false,
+            told_twice: false,
+            watched: Watched::FRESH,
             credit_asked: false,
             shutdown_told: 0,
             batch: 1,
@@ -124,10 +147,12 @@ impl Connection {
     }
 
     /// Edges reported for the unix socket.
-    pub(super) fn note(&mut self, readable: bool, writable: bool, hung_up: bool) {
-        self.readable |= readable;
-        self.writable |= writable;
-        self.hung_up |= hung_up;
+    pub(super) fn note(&mut self, ready: Ready) {
+        // Known already: the guest is slower than the host program, whose every write would be told.
+        self.told_twice |= self.readable && ready.readable;
+        self.readable |= ready.readable;
+        self.writable |= ready.writable;
+        self.hung_up |= ready.hung_up;
         if self.hung_up && self.guest_takes_no_more {
             // There is nothing to read out first.
             self.host_sends_no_more = true;
@@ -150,12 +175,14 @@ impl Connection {
 
     /// Whether `len` more bytes fit in the window that the guest was told.
     pub(super) fn accepts(&self, len: u32) -> bool {
-        !self.guest_sends_no_more && self.backlog.len() + len as usize <= self.window as usize
+        !self.guest_sends_no_more
+            && self.backlog.len() + len as usize <= self.window as usize
+            && self.messages.may_be_one_more(self.window)
     }
 
     /// Whether data of the guest may go to the unix socket directly.
     pub(super) fn sends_directly(&self) -> Option<RawFd> {
-        if self.backlog.is_empty() && self.writable && !self.host_takes_no_more { self.fd() } else { None }
+        if self.nothing_stored() && self.writable && !self.host_takes_no_more { self.fd() } else { None }
     }
 
     /// Whether the guest's data is thrown away, because the host program takes no more.
@@ -170,8 +197,13 @@ impl Connection {
     /// `count` bytes of the guest have reached their end.
     pub(super) fn forwarded(&mut self, count: usize) {
         self.fwd_cnt += Wrapping(count as u32);
-        // Early enough that a fast sender does not stall, late enough to cost little.
-        if (self.fwd_cnt - self.fwd_cnt_told).0 >= self.window / 4 {
+        let enough = match self.socket_type {
+            // Early enough that a fast sender does not stall, late enough to cost little.
+            SocketType::Stream => self.window / 2,
+            // A message may need all of the window, and only the guest knows whether it waits with one.
+            SocketType::Seqpacket => 1,
+        };
+        if (self.fwd_cnt - self.fwd_cnt_told).0 >= enough {
             self.due.credit_update = true;
         }
     }
@@ -195,23 +227,36 @@ impl Connection {
         }
     }
 
+    /// Whether the unix socket has been given everything that the guest sent.
+    fn nothing_stored(&self) -> bool {
+        self.backlog.is_empty() && self.messages.none_stored()
+    }
+
     /// Moves stored bytes to the unix socket, as far as it takes them, and closes what is done.
     pub(super) fn flush(&mut self) {
+        match self.socket_type {
+            SocketType::Stream => self.flush_bytes(),
+            SocketType::Seqpacket => self.flush_messages(),
+        }
+        if self.host_takes_no_more || self.stream.is_none() || self.message_will_not_end() {
+            let rest = self.backlog.len();
+            self.backlog.clear();
+            self.messages.forget_stored();
+            self.forwarded(rest);
+        }
+        if self.nothing_stored() {
+            // A stream that was slow once does not keep its memory for ever.
+            self.backlog.shrink_to(0);
+            self.pass_shutdown_on();
+        }
+    }
+
+    fn flush_bytes(&mut self) {
         while self.writable && !self.backlog.is_empty() && !self.host_takes_no_more {
             let Some(fd) = self.fd() else { break };
             let outcome = backend::send(fd, self.backlog.as_slices());
             let count = self.sent(outcome);
             self.backlog.drain(..count.min(self.backlog.len()));
-        }
-        if self.host_takes_no_more || self.stream.is_none() {
-            let rest = self.backlog.len();
-            self.backlog.clear();
-            self.forwarded(rest);
-        }
-        if self.backlog.is_empty() {
-            // A stream that was slow once does not keep its memory for ever.
-            self.backlog.shrink_to(0);
-            self.pass_shutdown_on();
         }
     }
 
@@ -265,6 +310,7 @@ impl Connection {
     pub(super) fn fail(&mut self) {
         self.stream = None;
         self.backlog = VecDeque::new();
+        self.messages = Messages::default();
         self.due = Due { reset: self.ports.is_some(), ..Due::default() };
     }
 
@@ -275,11 +321,16 @@ impl Connection {
 
     /// Nothing is left to do.
     pub(super) fn finished(&self) -> bool {
-        self.ports.is_none() && self.backlog.is_empty()
+        self.ports.is_none() && self.nothing_stored()
+    }
+
+    /// Whether there is data for the guest, or may be.
+    pub(super) fn has_data(&self) -> bool {
+        self.can_read() || self.message_is_on_its_way()
     }
 
     /// Whether the host program's data may be read now.
-    pub(super) fn can_read(&self) -> bool {
+    fn can_read(&self) -> bool {
         self.phase == Phase::Open
             && self.readable
             && !self.guest_takes_no_more
@@ -300,6 +351,7 @@ impl Connection {
     /// The read said "no more now".
     pub(super) fn read_dry(&mut self) {
         self.readable = false;
+        self.told_twice = false;
     }
 
     /// The read said "no more ever".
@@ -344,7 +396,7 @@ impl Connection {
         if self.shutdown_due() != 0 {
             return true;
         }
-        if !self.can_read() {
+        if !self.has_data() {
             return false;
         }
         if self.guest_room() == 0 {

@@ -1,8 +1,7 @@
-//! The socket device core: the life of connections and the host's side of opening them.
+//! The socket device core: the life of connections.
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,11 +12,12 @@ use strato_virtio::{
     RING_FEATURES, Ready,
 };
 
-use super::backend::{HostListener, receive_first_line, send};
-use super::connection::{Connection, Phase, Ports};
+use super::backend::{HostListener, beside};
+use super::connection::Phase;
 use super::control::{ControlInbox, Notice, VsockControl};
 use super::metrics::VsockMetrics;
-use super::queue::Header;
+use super::opening::FIRST_HOST_PORT;
+use super::queue::{F_SEQPACKET, Header, SocketType};
 use super::receive::BATCH;
 use super::state::{self, Saved};
 use super::table::{Stream, Table, Token};
@@ -31,12 +31,11 @@ pub(super) const TX_QUEUE: u16 = 1;
 /// Events to the guest.
 pub(super) const EVENT_QUEUE: u16 = 2;
 
-const LISTENER: u64 = 0;
-const TIMER: u64 = 1;
-const CONTROL: u64 = 2;
-
-/// Host ports of host-initiated connections begin here, far from those that anyone listens on.
-const FIRST_HOST_PORT: u32 = 1 << 30;
+pub(super) const LISTENER: u64 = 0;
+pub(super) const MESSAGE_LISTENER: u64 = 1;
+const TIMER: u64 = 2;
+const CONTROL: u64 = 3;
+const ANNOUNCEMENT: u64 = 4;
 
 /// How long a host program may take to say where it wants to go, a guest to answer once it was asked (and to
 /// have room for the question), and a host program's backlog to have room. An emulated guest on a busy host
@@ -48,22 +47,15 @@ const DIAL_AGAIN: Duration = Duration::from_millis(5);
 /// How long the listener rests when the process has no descriptors left.
 const LISTEN_AGAIN: Duration = Duration::from_millis(100);
 
-/// What all windows together are measured by. One connection of many gets a smaller one.
-const WINDOW_BUDGET: usize = 32 << 20;
-const MAX_WINDOW: usize = 256 << 10;
-const MIN_WINDOW: usize = 16 << 10;
-
-/// Host programs taken in at one event.
-const ACCEPTS: usize = 64;
-
 /// What a socket device is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VsockConfig {
     /// The guest's context id, at least 3.
     pub guest_cid: u64,
-    /// Where host programs connect; `<path>_<port>` is where the guest does.
+    /// Where host programs connect, those that send messages at `<path>_seq`; `<path>_<port>` is where the guest
+    /// does.
     pub path: PathBuf,
-    /// Most streams at a time.
+    /// Most connections at a time.
     pub max_connections: usize,
 }
 
@@ -71,7 +63,10 @@ pub struct VsockConfig {
 pub struct Vsock {
     info: DeviceInfo,
     pub(super) config: VsockConfig,
-    pub(super) listener: HostListener,
+    listener: HostListener,
+    message_listener: HostListener,
+    /// The driver knows of sockets of type SEQPACKET.
+    messages: bool,
     pub(super) table: Table,
     pub(super) metrics: Arc<VsockMetrics>,
     /// Resets for packets that belong to no connection.
@@ -82,12 +77,14 @@ pub struct Vsock {
     pub(super) notice: Notice,
     pub(super) tx_chain: Chain,
     pub(super) rx_chains: Vec<Chain>,
+    /// Runs while packets were taken that the guest has not been told of.
+    pub(super) announcement: Timer,
     timer: Timer,
-    deadlines: VecDeque<(Instant, Token)>,
-    dialling: Vec<Token>,
-    listener_aside: bool,
+    pub(super) deadlines: VecDeque<(Instant, Token)>,
+    pub(super) dialling: Vec<Token>,
+    pub(super) listeners_aside: bool,
     pub(super) transmit_pending: bool,
-    next_port: u32,
+    pub(super) next_port: u32,
     control: ControlInbox,
     pub(super) patience: Duration,
 }
@@ -105,17 +102,20 @@ impl Vsock {
                 "Guest CID must be from 3 to 4294967294",
             ));
         }
-        let listener = HostListener::bind(&config.path)?;
+        let listener = HostListener::bind(config.path.clone(), SocketType::Stream)?;
+        let message_listener = HostListener::bind(beside(&config.path, "seq"), SocketType::Seqpacket)?;
         Ok(Self {
             info: DeviceInfo {
                 device_type: DEVICE_TYPE,
                 name: "vsock",
-                features: RING_FEATURES,
+                features: RING_FEATURES | F_SEQPACKET,
                 queue_sizes: vec![256, 256, 4],
                 config_len: 8,
             },
             config,
             listener,
+            message_listener,
+            messages: false,
             table: Table::default(),
             metrics: Arc::default(),
             replies: VecDeque::new(),
@@ -123,10 +123,11 @@ impl Vsock {
             notice: Notice::None,
             tx_chain: Chain::new(),
             rx_chains: vec![Chain::new(); BATCH],
+            announcement: Timer::new()?,
             timer: Timer::new()?,
             deadlines: VecDeque::new(),
             dialling: Vec::new(),
-            listener_aside: false,
+            listeners_aside: false,
             transmit_pending: false,
             next_port: FIRST_HOST_PORT,
             control: ControlInbox::new()?,
@@ -150,28 +151,24 @@ impl Vsock {
         self.notice = Notice::Due;
     }
 
-    /// The window of a new connection.
-    pub(super) fn window(&self) -> u32 {
-        let share = WINDOW_BUDGET / (self.table.len() + 1);
-        share.clamp(MIN_WINDOW, MAX_WINDOW) as u32
+    /// The socket at which those host programs come, with its token.
+    pub(super) fn listener(&self, socket_type: SocketType) -> (&HostListener, u64) {
+        match socket_type {
+            SocketType::Stream => (&self.listener, LISTENER),
+            SocketType::Seqpacket => (&self.message_listener, MESSAGE_LISTENER),
+        }
     }
 
-    fn start_waiting(&mut self, token: Token) {
-        self.deadlines.push_back((Instant::now() + self.patience, token));
-        self.set_timer();
+    /// Whether the driver knows of sockets of that type.
+    pub(super) fn carries(&self, socket_type: SocketType) -> bool {
+        socket_type == SocketType::Stream || self.messages
     }
 
-    /// The host program's backlog is full: ask again soon.
-    pub(super) fn dial_again(&mut self, token: Token) {
-        self.dialling.push(token);
-        self.start_waiting(token);
-    }
-
-    fn set_timer(&mut self) {
+    pub(super) fn set_timer(&mut self) {
         let next = self.deadlines.front().map(|(when, _)| when.saturating_duration_since(Instant::now()));
         if !self.dialling.is_empty() {
             self.timer.arm(DIAL_AGAIN);
-        } else if self.listener_aside {
+        } else if self.listeners_aside {
             self.timer.arm(LISTEN_AGAIN);
         } else if let Some(after) = next {
             self.timer.arm(after);
@@ -180,10 +177,20 @@ impl Vsock {
         }
     }
 
+    /// Hears from now on of host programs that come.
+    fn listen(&self, events: &Events) -> io::Result<()> {
+        for socket_type in [SocketType::Stream, SocketType::Seqpacket] {
+            let (listener, token) = self.listener(socket_type);
+            events.remove(listener.fd());
+            events.add(listener.fd(), token, Interest::Readable)?;
+        }
+        Ok(())
+    }
+
     fn timer_expired(&mut self, events: &Events) {
         self.timer.expired();
-        if std::mem::take(&mut self.listener_aside) {
-            self.listener_aside = events.add(self.listener.fd(), LISTENER, Interest::Readable).is_err();
+        if self.listeners_aside {
+            self.listeners_aside = self.listen(events).is_err();
         }
         for token in std::mem::take(&mut self.dialling) {
             self.dial(events, token);
@@ -202,19 +209,6 @@ impl Vsock {
             }
         }
         self.set_timer();
-    }
-
-    fn dial(&mut self, events: &Events, token: Token) {
-        let Some(connection) = self.table.connection(token) else { return };
-        let Some(ports) = connection.ports else { return };
-        match self.listener.dial(ports.host) {
-            Ok(stream) if events.add(stream.as_raw_fd(), token, Interest::Edges).is_ok() => {
-                connection.open_with(stream);
-                self.table.schedule(token);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.dialling.push(token),
-            _ => self.reset_connection(token),
-        }
     }
 
     /// Too late: a client that said nothing, a guest or a host program that did not answer.
@@ -253,76 +247,6 @@ impl Vsock {
         }
     }
 
-    /// The guest took a host program's connection.
-    pub(super) fn accepted_by_guest(&mut self, token: Token) {
-        let Some(connection) = self.table.connection(token) else { return };
-        connection.phase = Phase::Open;
-        let answer = connection.ports.map_or_else(String::new, |ports| format!("OK {}\n", ports.host));
-        // The socket is fresh: it takes this much, or the host program is gone.
-        let sent = connection.fd().map(|fd| send(fd, (answer.as_bytes(), &[])));
-        if matches!(sent, Some(Ok(count)) if count == answer.len()) {
-            self.table.schedule(token);
-        } else {
-            self.reset_connection(token);
-        }
-    }
-
-    fn accept(&mut self, events: &Events) {
-        for _ in 0..ACCEPTS {
-            let stream = match self.listener.accept() {
-                Ok(Some(stream)) => stream,
-                Ok(None) => return,
-                Err(_) => {
-                    // No descriptors left, most likely. The listener would be reported again and again, so it
-                    // is put aside for a while; host programs wait in its backlog.
-                    events.remove(self.listener.fd());
-                    self.listener_aside = true;
-                    return self.set_timer();
-                }
-            };
-            if self.table.len() >= self.config.max_connections {
-                continue;
-            }
-            let fd = stream.as_raw_fd();
-            let token = self.table.insert(Stream::Client(stream));
-            if events.add(fd, token, Interest::Edges).is_err() {
-                self.table.remove(token);
-                continue;
-            }
-            self.start_waiting(token);
-        }
-    }
-
-    /// A host program may have said where it wants to go.
-    fn hear_client(&mut self, token: Token) {
-        let Some(Stream::Client(stream)) = self.table.get_mut(token) else { return };
-        let guest = match receive_first_line(stream) {
-            Ok(Some(port)) => port,
-            Ok(None) => return,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-            Err(_) => return self.forget(token),
-        };
-        let ports = Ports { host: self.free_host_port(guest), guest };
-        let window = self.window();
-        self.table
-            .promote(token, ports, |stream| Connection::new(ports, Phase::Requested, window, Some(stream)));
-        VsockMetrics::add(&self.metrics.opened, 1);
-        // The first line had its time; the guest gets its own.
-        self.start_waiting(token);
-        self.table.schedule(token);
-    }
-
-    fn free_host_port(&mut self, guest: u32) -> u32 {
-        loop {
-            let host = self.next_port;
-            self.next_port = host.checked_add(1).unwrap_or(FIRST_HOST_PORT).max(FIRST_HOST_PORT);
-            // Ends: there are far fewer streams than ports.
-            if self.table.find(Ports { host, guest }).is_none() {
-                return host;
-            }
-        }
-    }
-
     /// The driver that knew the connections is gone. What it sent is still delivered; host programs whose
     /// request no driver has seen wait for the next one.
     fn driver_gone(&mut self) {
@@ -335,16 +259,28 @@ impl Vsock {
         }
     }
 
-    fn stream_ready(&mut self, token: Token, ready: Ready) {
+    /// Hears from now on of a connection's unix socket what is news.
+    pub(super) fn watch_otherwise(&mut self, events: &Events, token: Token) {
+        let Some(connection) = self.table.connection(token) else { return };
+        if let Some((fd, watched)) = connection.watch_otherwise()
+            && events.change(fd, token, watched.interest()).is_err()
+        {
+            // Nothing would be heard of it any more.
+            self.reset_connection(token);
+        }
+    }
+
+    fn stream_ready(&mut self, events: &Events, token: Token, ready: Ready) {
         match self.table.get_mut(token) {
-            Some(Stream::Client(_)) => self.hear_client(token),
+            Some(Stream::Client(..)) => self.hear_client(token),
             Some(Stream::Connection(connection)) => {
-                connection.note(ready.readable, ready.writable, ready.hung_up);
+                connection.note(ready);
                 connection.flush();
                 if connection.finished() {
                     self.forget(token);
                 } else {
                     self.table.schedule(token);
+                    self.watch_otherwise(events, token);
                 }
             }
             // Ended by an earlier event of the same batch.
@@ -359,13 +295,18 @@ impl DeviceCore for Vsock {
     }
 
     fn attach(&mut self, io: &mut DeviceIo<'_>) -> io::Result<()> {
-        io.events.add(self.listener.fd(), LISTENER, Interest::Readable)?;
+        self.listen(io.events)?;
         io.events.add(self.timer.fd(), TIMER, Interest::Readable)?;
+        io.events.add(self.announcement.fd(), ANNOUNCEMENT, Interest::Readable)?;
         io.events.add(self.control.fd(), CONTROL, Interest::Readable)
     }
 
     fn config(&self) -> ConfigSpace {
         ConfigSpace::new(self.config.guest_cid.to_le_bytes().to_vec())
+    }
+
+    fn set_features(&mut self, features: u64) {
+        self.messages = features & F_SEQPACKET != 0;
     }
 
     fn queue_started(&mut self, _io: &mut DeviceIo<'_>, queue: u16, resumed: bool) {
@@ -392,14 +333,20 @@ impl DeviceCore for Vsock {
         ready: Ready,
     ) -> Result<Progress, DeviceFault> {
         match token {
-            LISTENER => self.accept(io.events),
+            LISTENER => self.accept(io.events, SocketType::Stream),
+            MESSAGE_LISTENER => self.accept(io.events, SocketType::Seqpacket),
             TIMER => self.timer_expired(io.events),
+            ANNOUNCEMENT => {
+                self.announcement.expired();
+                self.announce_taken(io)?;
+                return Ok(Progress::Idle);
+            }
             CONTROL => {
                 if self.control.take_reset() {
                     self.reset_on_demand(io);
                 }
             }
-            _ => self.stream_ready(token, ready),
+            _ => self.stream_ready(io.events, token, ready),
         }
         // The guest is served once for all events of a turn.
         Ok(Progress::Again)
@@ -424,8 +371,16 @@ impl DeviceCore for Vsock {
         Ok(progress)
     }
 
+    fn drain(&mut self, io: &mut DeviceIo<'_>) {
+        // A ring that cannot be reached any more says so at its next use.
+        let _ = self.announce_taken(io);
+    }
+
+    fn cancel(&mut self, _io: &mut DeviceIo<'_>) {}
+
     fn reset(&mut self, _io: &mut DeviceIo<'_>) {
         self.driver_gone();
+        self.messages = false;
         self.notice = Notice::None;
         self.transmit_pending = false;
     }

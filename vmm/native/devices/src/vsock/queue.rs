@@ -15,8 +15,17 @@ pub(super) const MAX_DATA: u32 = 64 * 1024;
 /// The host's context id (virtio 1.2, 5.10.4).
 pub(super) const HOST_CID: u64 = 2;
 
+/// Sockets of type SEQPACKET are offered (VIRTIO_VSOCK_F_SEQPACKET; virtio 1.2, 5.10.3). Streams always are.
+pub(super) const F_SEQPACKET: u64 = 1 << 1;
+
 /// Socket type: stream.
 pub(super) const TYPE_STREAM: u16 = 1;
+/// Socket type: messages in order.
+pub(super) const TYPE_SEQPACKET: u16 = 2;
+
+/// READ_WRITE flag of SEQPACKET: the packet's data ends a message (VIRTIO_VSOCK_SEQ_EOM). Its neighbour,
+/// VIRTIO_VSOCK_SEQ_EOR, is the sender's MSG_EOR, which unix sockets do not carry.
+pub(super) const SEQ_EOM: u32 = 1;
 
 /// SHUTDOWN flag: the sender of the flag receives no more.
 pub(super) const SHUTDOWN_RECEIVE: u32 = 1;
@@ -24,6 +33,32 @@ pub(super) const SHUTDOWN_RECEIVE: u32 = 1;
 pub(super) const SHUTDOWN_SEND: u32 = 2;
 /// Both.
 pub(super) const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
+
+/// What a connection carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SocketType {
+    /// Bytes.
+    Stream,
+    /// Messages, each of which arrives as a whole.
+    Seqpacket,
+}
+
+impl SocketType {
+    pub(super) fn from_number(number: u16) -> Option<Self> {
+        match number {
+            TYPE_STREAM => Some(Self::Stream),
+            TYPE_SEQPACKET => Some(Self::Seqpacket),
+            _ => None,
+        }
+    }
+
+    pub(super) fn number(self) -> u16 {
+        match self {
+            Self::Stream => TYPE_STREAM,
+            Self::Seqpacket => TYPE_SEQPACKET,
+        }
+    }
+}
 
 /// What a packet is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::os::unix::net::UnixStream;
 
 use super::connection::{Connection, Ports};
+use super::queue::SocketType;
 
 /// Names a slot and what was in it at the time: a late event for an old stream finds nothing.
 pub(super) type Token = u64;
@@ -13,8 +14,18 @@ const GENERATIONS: u32 = 1 << 29;
 #[derive(Debug)]
 pub(super) enum Stream {
     /// A host program that has not said yet where it wants to go.
-    Client(UnixStream),
+    Client(UnixStream, SocketType),
     Connection(Box<Connection>),
+}
+
+impl Stream {
+    fn carries_messages(&self) -> bool {
+        let socket_type = match self {
+            Self::Client(_, socket_type) => *socket_type,
+            Self::Connection(connection) => connection.socket_type,
+        };
+        socket_type == SocketType::Seqpacket
+    }
 }
 
 #[derive(Debug, Default)]
@@ -27,6 +38,8 @@ struct Slot {
 pub(super) struct Table {
     slots: Vec<Slot>,
     free: Vec<usize>,
+    /// How many carry messages.
+    message_sockets: usize,
     by_ports: HashMap<Ports, Token>,
     /// With data for the guest, in turn.
     turn: VecDeque<Token>,
@@ -44,6 +57,11 @@ impl Table {
         self.slots.len() - self.free.len()
     }
 
+    /// Number of those that carry messages.
+    pub(super) fn message_sockets(&self) -> usize {
+        self.message_sockets
+    }
+
     pub(super) fn insert(&mut self, stream: Stream) -> Token {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot::default());
@@ -51,8 +69,9 @@ impl Table {
         });
         let ports = match &stream {
             Stream::Connection(connection) => connection.ports,
-            Stream::Client(_) => None,
+            Stream::Client(..) => None,
         };
+        self.message_sockets += usize::from(stream.carries_messages());
         let mut token = 0;
         if let Some(slot) = self.slots.get_mut(index) {
             // Never 0: tokens below 2^32 are the device's own.
@@ -71,7 +90,7 @@ impl Table {
         &mut self,
         token: Token,
         ports: Ports,
-        make: impl FnOnce(UnixStream) -> Connection,
+        make: impl FnOnce(UnixStream, SocketType) -> Connection,
     ) {
         let (index, generation) = split(token);
         let Some(slot) = self.slots.get_mut(index) else { return };
@@ -79,9 +98,9 @@ impl Table {
             return;
         }
         slot.stream = match slot.stream.take() {
-            Some(Stream::Client(stream)) => {
+            Some(Stream::Client(stream, socket_type)) => {
                 self.by_ports.insert(ports, token);
-                Some(Stream::Connection(Box::new(make(stream))))
+                Some(Stream::Connection(Box::new(make(stream, socket_type))))
             }
             other => other,
         };
@@ -96,7 +115,7 @@ impl Table {
     pub(super) fn connection(&mut self, token: Token) -> Option<&mut Connection> {
         match self.get_mut(token)? {
             Stream::Connection(connection) => Some(connection),
-            Stream::Client(_) => None,
+            Stream::Client(..) => None,
         }
     }
 
@@ -117,6 +136,7 @@ impl Table {
         }
         let stream = slot.stream.take()?;
         self.free.push(index);
+        self.message_sockets -= usize::from(stream.carries_messages());
         if let Stream::Connection(connection) = &stream
             && let Some(ports) = connection.ports
         {

@@ -1,15 +1,17 @@
 //! Guest to host: the transmit queue.
 
 use std::io::ErrorKind;
+use std::time::Duration;
 
-use strato_virtio::{
-    Chain, ChainError, DeviceFault, DeviceIo, GuestBuffers, Interest, Progress, RunningRing,
-};
+use strato_virtio::{Chain, ChainError, DeviceFault, DeviceIo, GuestBuffers, Progress, RunningRing};
 
-use super::connection::{Connection, Phase, Ports};
+use super::backend;
+use super::connection::{Connection, Phase, Ports, Watched};
 use super::device::{TX_QUEUE, Vsock};
 use super::metrics::VsockMetrics;
-use super::queue::{HEADER_LEN, HEADER_OFFSET, HOST_CID, Header, MAX_DATA, Op, SHUTDOWN_BOTH, TYPE_STREAM};
+use super::queue::{
+    HEADER_LEN, HEADER_OFFSET, HOST_CID, Header, MAX_DATA, Op, SEQ_EOM, SHUTDOWN_BOTH, SocketType,
+};
 use super::table::{Stream, Token};
 
 /// Packets taken in one go, before other work gets a turn.
@@ -18,6 +20,11 @@ const BUDGET: usize = 256;
 /// Resets waiting for the guest to take them, after which its packets wait: what the guest makes us say must
 /// not grow without bound.
 const MAX_REPLIES: usize = 256;
+
+/// The guest hears of packets taken when they fill this part of its ring, or a moment after the first: it only
+/// has memory to free then, and an interrupt for each packet would cost it more than that.
+const UNANNOUNCED_SHARE: u16 = 4;
+const ANNOUNCE_AFTER: Duration = Duration::from_micros(500);
 
 impl Vsock {
     /// Takes packets from the guest.
@@ -62,7 +69,18 @@ impl Vsock {
             }
         }
         self.tx_chain = chain;
-        outcome.and_then(|progress| ring.notify().map(|()| progress))
+        let progress = outcome?;
+        if ring.unannounced() >= ring.size() / UNANNOUNCED_SHARE {
+            ring.notify()?;
+        } else if ring.unannounced() > 0 && !self.announcement.armed() {
+            self.announcement.arm(ANNOUNCE_AFTER);
+        }
+        Ok(progress)
+    }
+
+    /// Tells the guest of the packets taken.
+    pub(super) fn announce_taken(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceFault> {
+        io.ring(TX_QUEUE).map_or(Ok(()), |mut ring| ring.notify())
     }
 
     fn take_packet(
@@ -84,25 +102,29 @@ impl Vsock {
             VsockMetrics::add(&self.metrics.refused, 1);
             return Ok(());
         }
-        if header.dst_cid != HOST_CID
-            || header.socket_type != TYPE_STREAM
-            || header.len > MAX_DATA
-            || header.len > data
-        {
+        let wrong = header.dst_cid != HOST_CID || header.len > MAX_DATA || header.len > data;
+        let socket_type = SocketType::from_number(header.socket_type).filter(|it| self.carries(*it));
+        let Some(socket_type) = socket_type.filter(|_| !wrong) else {
             self.refuse(&header);
             return Ok(());
-        }
+        };
         let ports = Ports { host: header.dst_port, guest: header.src_port };
         let Some(token) = self.table.find(ports) else {
             match header.op {
-                Op::Request => self.connect_to_host(events, &header, ports),
+                Op::Request => self.connect_to_host(events, &header, ports, socket_type),
                 // Answering a reset with a reset would never end.
                 Op::Reset => {}
                 _ => self.refuse(&header),
             }
             return Ok(());
         };
-        self.connection_packet(ring, chain, &header, token)
+        if self.table.connection(token).is_some_and(|connection| connection.socket_type != socket_type) {
+            self.refuse(&header);
+            return Ok(());
+        }
+        self.connection_packet(ring, chain, &header, token)?;
+        self.watch_otherwise(events, token);
+        Ok(())
     }
 
     /// Answers with a reset; the connection, if any, is not touched.
@@ -124,23 +146,31 @@ impl Vsock {
         }
     }
 
-    fn connect_to_host(&mut self, events: &strato_virtio::Events, header: &Header, ports: Ports) {
-        if self.table.len() >= self.config.max_connections {
+    fn connect_to_host(
+        &mut self,
+        events: &strato_virtio::Events,
+        header: &Header,
+        ports: Ports,
+        socket_type: SocketType,
+    ) {
+        if !self.has_room_for(socket_type) {
             return self.refuse(header);
         }
-        let (stream, phase) = match self.listener.dial(ports.host) {
+        let (stream, phase) = match backend::dial(&self.config.path, ports.host, socket_type) {
             Ok(stream) => (Some(stream), Phase::Open),
             Err(error) if error.kind() == ErrorKind::WouldBlock => (None, Phase::Dialling),
             Err(_) => return self.refuse(header),
         };
-        let mut connection = Connection::new(ports, phase, self.window(), stream);
+        let mut connection = Connection::new(ports, socket_type, phase, self.window(socket_type), stream);
         connection.take_credit(header);
         connection.due.response = phase == Phase::Open;
         let fd = connection.fd();
         let token = self.table.insert(Stream::Connection(Box::new(connection)));
         VsockMetrics::add(&self.metrics.opened, 1);
         match fd {
-            Some(fd) if events.add(fd, token, Interest::Edges).is_err() => self.reset_connection(token),
+            Some(fd) if events.add(fd, token, Watched::FRESH.interest()).is_err() => {
+                self.reset_connection(token)
+            }
             Some(_) => self.table.schedule(token),
             None => self.dial_again(token),
         }
@@ -165,7 +195,11 @@ impl Vsock {
                     return Ok(());
                 }
                 VsockMetrics::add(&self.metrics.tx_bytes, header.len as usize);
-                forward(ring, chain, header.len, connection).map_err(|error| ring.fault(error))?;
+                let passed_on = match connection.socket_type {
+                    SocketType::Stream => forward(ring, chain, header.len, connection),
+                    SocketType::Seqpacket => forward_message(ring, chain, header, connection),
+                };
+                passed_on.map_err(|error| ring.fault(error))?;
                 self.table.schedule(token);
             }
             (Op::Shutdown, Phase::Open) => {
@@ -215,6 +249,30 @@ fn forward(
         let mut rest = vec![0; (len - done) as usize];
         ring.read(chain, HEADER_OFFSET + done, &mut rest)?;
         connection.store(&rest);
+        connection.flush();
     }
+    Ok(())
+}
+
+/// As [`forward`], for a packet that is a message or a part of one: passed on when the message has ended.
+fn forward_message(
+    ring: &RunningRing<'_>,
+    chain: &Chain,
+    header: &Header,
+    connection: &mut Connection,
+) -> Result<(), ChainError> {
+    let (len, ends) = (header.len as usize, header.flags & SEQ_EOM != 0);
+    if ends && let Some(fd) = connection.sends_directly() {
+        let mut buffers = GuestBuffers::new(ring.ram());
+        match buffers.push_readable(chain, HEADER_OFFSET, len) {
+            Ok(()) if connection.message_sent(buffers.send_to(fd)) => return Ok(()),
+            // Not now, or in more pieces than one system call takes: copied below.
+            Ok(()) | Err(ChainError::TooLong) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let mut data = vec![0; len];
+    ring.read(chain, HEADER_OFFSET, &mut data)?;
+    connection.store_message(&data, ends);
     Ok(())
 }

@@ -10,10 +10,15 @@ use strato_virtio::DeviceCore;
 use super::scratch::Scratch;
 use crate::choices::Choices;
 use crate::machine::Machine;
+use crate::message_sockets;
 use crate::subject::{QueueUse, Request, Subject};
 
 const GUEST_CID: u64 = 3;
-const PORTS: u64 = 3;
+/// Where host programs listen: at all but the last with streams, there with messages.
+const PORTS: u64 = 4;
+
+const TYPE_STREAM: u16 = 1;
+const TYPE_SEQPACKET: u16 = 2;
 
 struct Sockets {
     scratch: Scratch,
@@ -24,7 +29,12 @@ struct Sockets {
 pub(crate) fn make() -> Box<dyn Subject> {
     let scratch = Scratch::new("vsock");
     let listeners = (0..PORTS).map(|port| {
-        let listener = UnixListener::bind(scratch.path().join(format!("v_{port}"))).unwrap();
+        let path = scratch.path().join(format!("v_{port}"));
+        let listener = if port + 1 < PORTS {
+            UnixListener::bind(path).unwrap()
+        } else {
+            message_sockets::listen(&path).unwrap()
+        };
         listener.set_nonblocking(true).unwrap();
         listener
     });
@@ -38,7 +48,7 @@ fn header(op: Op, host_port: u32, guest_port: u32, len: u32) -> Header {
         src_port: guest_port,
         dst_port: host_port,
         len,
-        socket_type: 1,
+        socket_type: TYPE_STREAM,
         op,
         flags: 0,
         buf_alloc: 1 << 16,
@@ -81,6 +91,9 @@ impl Subject for Sockets {
                 let host = choices.below(PORTS + 1) as u32 | u32::from(choices.once_in(4)) << 30;
                 let mut packet = header(op, host, choices.below(4) as u32, data);
                 packet.flags = choices.below(4) as u32;
+                if choices.once_in(if u64::from(host) + 1 == PORTS { 1 } else { 8 }) {
+                    packet.socket_type = TYPE_SEQPACKET;
+                }
                 packet.fwd_cnt = if choices.once_in(3) { choices.number() as u32 } else { 0 };
                 let mut readable = packet.to_bytes().to_vec();
                 if choices.once_in(6) {
@@ -95,7 +108,7 @@ impl Subject for Sockets {
     }
 
     fn host_acts(&mut self, choices: &mut Choices<'_>) {
-        match choices.below(5) {
+        match choices.below(6) {
             0 => self.programs.extend(self.listeners.iter().filter_map(|l| Some(l.accept().ok()?.0))),
             1 if !self.programs.is_empty() => {
                 let index = choices.below(self.programs.len() as u64) as usize;
@@ -110,6 +123,12 @@ impl Subject for Sockets {
                 }
             }
             3 => {
+                if let Ok(mut program) = message_sockets::connect(&self.scratch.path().join("v_seq")) {
+                    let _ = program.write_all(format!("CONNECT {}\n", choices.below(4)).as_bytes());
+                    self.programs.push(program);
+                }
+            }
+            4 => {
                 for program in &mut self.programs {
                     let _ = program.set_nonblocking(true);
                     let _ = program.write(&[7; 900]);

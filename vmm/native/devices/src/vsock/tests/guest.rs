@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 use strato_virtio::mock::{MockNotifier, MockQueue, guest_ram};
 use strato_virtio::{DeviceHost, GuestRamHandle, RING_FEATURES, RingStart, VIRTIO_F_EVENT_IDX};
 
-use super::super::queue::{HEADER_LEN, HOST_CID, TYPE_STREAM};
+use super::super::queue::{F_SEQPACKET, HEADER_LEN, HOST_CID, TYPE_STREAM};
 use super::super::{Header, Op, Vsock, VsockConfig, VsockControl, VsockMetrics};
 
 pub(super) const GUEST_CID: u64 = 3;
 
 const RX_SIZE: u16 = 64;
-const TX_SIZE: u16 = 128;
+pub(super) const TX_SIZE: u16 = 128;
 const RX_BUFFERS: u64 = 0x80_0000;
 const RX_STRIDE: u64 = 0x1_1000;
 const TX_BUFFERS: u64 = 0x10_0000;
@@ -50,6 +50,7 @@ pub(super) struct Guest {
     pub(super) control: VsockControl,
     pub(super) notifier: MockNotifier,
     pub(super) rx_len: u32,
+    pub(super) features: u64,
     ram: GuestRamHandle,
     rx_at: Vec<u64>,
     tx_free: Vec<u64>,
@@ -86,6 +87,7 @@ impl Guest {
             control,
             notifier,
             rx_len: 4096,
+            features: RING_FEATURES & !VIRTIO_F_EVENT_IDX | F_SEQPACKET,
             ram,
             rx_at: vec![0; usize::from(RX_SIZE)],
             tx_free: Vec::new(),
@@ -104,7 +106,7 @@ impl Guest {
         self.inbox.clear();
         self.rx_at.fill(0);
         self.tx_free = (0..u64::from(TX_SIZE / 2)).map(|n| TX_BUFFERS + n * TX_STRIDE).collect();
-        assert!(self.host.set_features(RING_FEATURES & !VIRTIO_F_EVENT_IDX));
+        assert!(self.host.set_features(self.features));
         for (queue, layout) in [(0, self.rx.layout()), (1, self.tx.layout()), (2, self.event.layout())] {
             self.host.start_ring(RingStart { queue, layout, next_avail: 0, kick: None }).unwrap();
         }
@@ -184,6 +186,13 @@ impl Guest {
             assert!(header.src_cid == HOST_CID || header.op == Op::Reset);
             let data = self.rx.read(slot + HEADER_LEN as u64, header.len as usize);
             self.inbox.push_back((header, data));
+        }
+    }
+
+    /// Lets the device come to rest: nothing happens for a while, and what was to be told soon has been told.
+    pub(super) fn rest(&mut self) {
+        while self.host.turn(20).unwrap() {
+            self.collect();
         }
     }
 

@@ -1,11 +1,13 @@
 //! What a guest says that is not true, and seeded noise.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::atomic::Ordering::Relaxed;
 
 use strato_virtio::mock::{Descriptor, SeededRandom, WRITE};
 
-use super::super::queue::HEADER_LEN;
+use super::super::backend::{beside, connect, listen};
+use super::super::queue::{HEADER_LEN, SocketType};
 use super::super::{Header, Op};
 use super::guest::{Folder, Guest, packet, uds, uds_for};
 
@@ -179,16 +181,22 @@ fn headers_survive_a_round_trip() {
 /// happens, the device neither dies nor forgets to count.
 #[test]
 fn noise_is_survived() {
-    for seed in 0..60 {
+    // From the guest, from the host.
+    let (mut bytes, mut messages) = ((0, 0), (0, 0));
+    for (seed, socket_type) in (0..60).zip([SocketType::Stream, SocketType::Seqpacket].into_iter().cycle()) {
         let folder = Folder::new(&format!("noise-{seed}"));
         let mut guest = Guest::with_limit(&folder, 16);
         let mut random = SeededRandom::new(seed);
         let listeners: Vec<_> =
-            (0..3).map(|port| UnixListener::bind(uds_for(&folder, port)).unwrap()).collect();
-        listeners.iter().for_each(|listener| listener.set_nonblocking(true).unwrap());
+            (0..3).map(|port| listen(&uds_for(&folder, port), socket_type).unwrap()).collect();
+        let path = match socket_type {
+            SocketType::Stream => uds(&folder),
+            SocketType::Seqpacket => beside(&uds(&folder), "seq"),
+        };
         let mut programs: Vec<UnixStream> = Vec::new();
         for _ in 0..600 {
             let mut raw = packet(Op::Request, random.below(4) as u32, random.below(4) as u32).to_bytes();
+            raw[28] = socket_type.number() as u8;
             raw[30] = random.below(9) as u8;
             raw[32] = random.below(4) as u8;
             let data = vec![0; random.below(3000) as usize * random.below(2) as usize];
@@ -198,18 +206,31 @@ fn noise_is_survived() {
                 raw[random.below(44) as usize] ^= 1 << random.below(8);
             }
             guest.send_raw(&raw, &data);
-            match random.below(6) {
-                0 => programs.extend(listeners.iter().filter_map(|listener| Some(listener.accept().ok()?.0))),
+            match random.below(7) {
+                0 => programs.extend(listeners.iter().filter_map(|listener| {
+                    let (program, _) = listener.accept().ok()?;
+                    program.set_nonblocking(true).unwrap();
+                    Some(program)
+                })),
                 1 if !programs.is_empty() => {
                     programs.swap_remove(random.below(programs.len() as u64) as usize);
                 }
                 2 => {
-                    let mut program = UnixStream::connect(uds(&folder)).unwrap();
-                    program.write_all(format!("CONNECT {}\nnoise", random.below(4)).as_bytes()).unwrap();
+                    let mut program = connect(&path, socket_type).unwrap();
+                    program.write_all(format!("CONNECT {}\n", random.below(4)).as_bytes()).unwrap();
+                    program.write_all(b"noise").unwrap();
                     programs.push(program);
                 }
                 3 => guest.kick(),
                 4 => guest.refill_to(random.below(64) as usize),
+                5 => {
+                    for program in &mut programs {
+                        let len = (random.next_u64() >> random.below(64)) as usize % 70_000;
+                        // Full, or gone: as good as anything.
+                        let _ = program.write(&vec![1; len]);
+                        let _ = program.read(&mut [0; 5000]);
+                    }
+                }
                 _ => {
                     guest.turn();
                     while guest.take().is_some() {}
@@ -217,10 +238,16 @@ fn noise_is_survived() {
             }
         }
         assert!(guest.host.fault().is_none(), "seed {seed}");
+        let said = if socket_type == SocketType::Stream { &mut bytes } else { &mut messages };
+        said.0 += guest.metrics.tx_bytes.load(Relaxed);
+        said.1 += guest.metrics.rx_bytes.load(Relaxed);
         guest.host.reset();
         drop(programs);
         drop(listeners);
         while guest.turn() {}
         assert!(guest.open_streams() <= 16, "seed {seed}");
+    }
+    for (from_guest, from_host) in [bytes, messages] {
+        assert!(from_guest > 1000 && from_host > 1000, "the noise is silent: {from_guest}, {from_host}");
     }
 }

@@ -3,5 +3,6 @@
 mod behaviour;
 mod guest;
 mod lies;
+mod messages;
 mod standstill;
 mod streams;

@@ -4,12 +4,12 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
-use strato_virtio::{RING_FEATURES, RingStart, VIRTIO_F_EVENT_IDX};
+use strato_virtio::{Notification, RING_FEATURES, RingStart, VIRTIO_F_EVENT_IDX};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::super::queue::SHUTDOWN_SEND;
 use super::super::{Header, Op};
-use super::guest::{Folder, Guest, packet, uds, uds_for};
+use super::guest::{Folder, Guest, TX_SIZE, packet, uds, uds_for};
 
 const PORT: u32 = 1234;
 const GUEST_PORT: u32 = 5000;
@@ -255,21 +255,85 @@ fn stalled_streams_cost_no_wake_ups() {
     guest.kick();
     host.write_all(&[7; 4096]).unwrap();
     guest.refill();
-    while guest.turn() {}
+    guest.rest();
     for _ in 0..10 {
         assert!(!guest.turn(), "the device woke up for a stream that cannot move");
     }
     // Nor does one that the guest has half closed.
     guest.send(Header { flags: SHUTDOWN_SEND, ..packet(Op::Shutdown, PORT, GUEST_PORT) }, &[]);
     guest.kick();
-    while guest.turn() {}
+    guest.rest();
     for _ in 0..10 {
         assert!(!guest.turn(), "the device woke up for a half-closed stream");
     }
     // Nor does one whose host program is gone while the guest still has data to take.
     drop(host);
-    while guest.turn() {}
+    guest.rest();
     for _ in 0..10 {
         assert!(!guest.turn());
     }
+}
+
+#[test]
+fn host_programs_wake_the_device_only_with_news() {
+    let folder = Folder::new("news");
+    let mut guest = Guest::new(&folder);
+    let mut host = from_guest(&mut guest, &folder);
+    // That there is room again is no news while everything has gone.
+    guest.send(data(&[7; 4096]), &[7; 4096]);
+    guest.kick();
+    guest.rest();
+    host.read_exact(&mut [0; 4096]).unwrap();
+    assert!(!guest.turn(), "the device woke up for a host program that read");
+    // That there is more to read is none while the guest takes nothing: once, and no more.
+    guest.send(Header { buf_alloc: 4, ..packet(Op::CreditUpdate, PORT, GUEST_PORT) }, &[]);
+    guest.kick();
+    for _ in 0..3 {
+        host.write_all(&[7; 100]).unwrap();
+        guest.refill();
+        guest.rest();
+    }
+    for _ in 0..10 {
+        host.write_all(&[7; 100]).unwrap();
+        assert!(!guest.turn(), "the device woke up for a host program that wrote");
+    }
+    // When the guest has room again it gets all of it, and what is written after that.
+    while guest.take().is_some() {}
+    guest.send(packet(Op::CreditUpdate, PORT, GUEST_PORT), &[]);
+    guest.kick();
+    let mut got = 4;
+    while got < 1300 {
+        got += guest.expect().1.len();
+    }
+    guest.expect_silence();
+    host.write_all(b"later").unwrap();
+    assert_eq!(guest.expect().1, b"later");
+}
+
+#[test]
+fn packets_taken_are_told_of_together_soon_and_before_a_standstill() {
+    let folder = Folder::new("together");
+    let mut guest = Guest::new(&folder);
+    let _host = from_guest(&mut guest, &folder);
+    guest.rest();
+    guest.notifier.take();
+    let told = |guest: &Guest| guest.notifier.take().contains(&Notification::Queue(1));
+    let send = |guest: &mut Guest| {
+        guest.send(data(b"data"), b"data");
+        guest.kick();
+    };
+    // Soon: without another word of anybody.
+    send(&mut guest);
+    assert!(guest.host.turn(60_000).unwrap());
+    assert!(told(&guest));
+    // Together: at the latest when a quarter of the ring is to be told of.
+    for _ in 0..TX_SIZE / 4 {
+        assert!(!told(&guest));
+        send(&mut guest);
+    }
+    assert!(told(&guest));
+    // Before a standstill.
+    send(&mut guest);
+    guest.host.pause();
+    assert!(told(&guest));
 }

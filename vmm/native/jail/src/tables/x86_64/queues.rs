@@ -10,6 +10,6 @@ pub(in crate::tables) const RULES: [Rule; 5] = [
     permit!(SYS_poll, "Whether an interrupt can be told without waiting: not all front ends see to that"),
 ];
 
-/// For devices that have limits.
+/// For devices that have limits, or do something later.
 pub(in crate::tables) const LIMITS: [Rule; 1] =
-    [permit!(SYS_timerfd_settime, "Limits: when more may be done")];
+    [permit!(SYS_timerfd_settime, "Limits: when more may be done; what is done a moment later")];
