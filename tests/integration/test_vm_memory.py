@@ -81,7 +81,12 @@ def test_balloon_takes_memory_and_gives_it_back(busybox_vms: VmFactory) -> None:
         qmp.execute("balloon", {"value": 384 * MIB})
         while qmp.wait_event("BALLOON_CHANGE")["data"]["actual"] != 384 * MIB:
             pass
-    assert int(vm.ask("cat /proc/meminfo").split()[7]) > available - (32 << 10)
+    # A processor's own list of free pages, which no figure counts, keeps up to an eighth of them for a while.
+    eventually(
+        lambda: int(vm.ask("cat /proc/meminfo").split()[7]) > available - (32 << 10),
+        "memory that the guest has again",
+        timeout_s=DEADLINE_S,
+    )
     assert use_and_free(vm) >= full - 16
 
 
