@@ -81,7 +81,8 @@ def interpreter() -> str:
 
 def command() -> list[str]:
     """Return the words that run strato-vmm with this interpreter and these import folders; its own follow."""
-    folders = [posixpath.abspath(folder) for folder in sys.path]
+    # As `installation` shows them: a prefix may be reached by a link, which is not there inside.
+    folders = [posixpath.realpath(folder) for folder in sys.path]
     code = f"import sys; sys.path[:] = {folders!r}; from vmm.__main__ import main; sys.exit(main())"
     return [interpreter(), "-IS", "-c", code]
 
@@ -92,14 +93,15 @@ def installation() -> list[View]:
     views = [
         View(Access.PROGRAM, interpreter()),
         View(Access.CODE, package),
-        View(Access.PROGRAM, library_path("libstrato_sys.so")),
-        View(Access.PROGRAM, library_path("libstrato_vmm.so")),
+        View(Access.PROGRAM, posixpath.realpath(library_path("libstrato_sys.so"))),
+        View(Access.PROGRAM, posixpath.realpath(library_path("libstrato_vmm.so"))),
         View(Access.DEVICE, "/dev/null"),
         View(Access.DEVICE, "/dev/urandom"),
     ]
     standard = {posixpath.dirname(os.__file__)}
     # Extension modules of the standard library may have a folder elsewhere.
     standard |= {folder for folder in sys.path if posixpath.basename(folder) == "lib-dynload"}
+    standard |= {posixpath.realpath(folder) for folder in standard}
     views += [View(Access.CODE, folder) for folder in sorted(standard)]
     views += [View(Access.PROGRAM, path) for path in _cffi_backend()]
     return views
@@ -195,4 +197,7 @@ def _cffi_backend() -> list[str]:
 
         spec = PathFinder.find_spec("_cffi_backend")
         origin = None if spec is None else spec.origin
-    return [] if origin is None else [origin]
+    if origin is None:
+        return []
+    folder, name = posixpath.split(origin)
+    return [posixpath.join(posixpath.realpath(folder), name)]
