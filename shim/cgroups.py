@@ -13,6 +13,7 @@ only the cpuset is set.
 import errno
 import os
 import select
+import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -78,7 +79,14 @@ class SandboxCgroup:
         self.directories = tuple(directories)
 
     def remove(self, *, deadline_s: float = _REMOVE_DEADLINE_S) -> None:
-        """Removes what `create` made. Raises HostError if processes stay in it beyond the deadline."""
+        """Ends what is still in the sandbox's own directory, and removes what `create` made.
+
+        strato-launch may have been killed after it let its child go and before it told who that is. Raises
+        HostError if processes stay beyond the deadline.
+        """
+        for directory in self.directories:
+            if str(directory) in self.created:
+                _kill_members(directory)
         remove(self.created, deadline_s=deadline_s)
         self.created.clear()
         self.directories = ()
@@ -160,6 +168,15 @@ def remove(created: Iterable[str], *, deadline_s: float = _REMOVE_DEADLINE_S) ->
             busy.append(path)
     if busy:
         raise HostError(f"Cannot remove cgroup {', '.join(busy)}: processes are still in it")
+
+
+def _kill_members(directory: Path) -> None:
+    with suppress(OSError):  # it may be gone
+        for line in (directory / "cgroup.procs").read_text().split():
+            # 0 stands for a process that this pid namespace does not see.
+            if int(line) not in (0, os.getpid()):
+                with suppress(ProcessLookupError):
+                    os.kill(int(line), signal.SIGKILL)
 
 
 def _remove_one(directory: Path, deadline: float) -> bool:

@@ -93,8 +93,8 @@ def installation() -> list[View]:
     views = [
         View(Access.PROGRAM, interpreter()),
         View(Access.CODE, package),
-        View(Access.PROGRAM, posixpath.realpath(library_path("libstrato_sys.so"))),
-        View(Access.PROGRAM, posixpath.realpath(library_path("libstrato_vmm.so"))),
+        View(Access.PROGRAM, _in_real_folder(library_path("libstrato_sys.so"))),
+        View(Access.PROGRAM, _in_real_folder(library_path("libstrato_vmm.so"))),
         View(Access.DEVICE, "/dev/null"),
         View(Access.DEVICE, "/dev/urandom"),
     ]
@@ -197,7 +197,10 @@ def _cffi_backend() -> list[str]:
 
         spec = PathFinder.find_spec("_cffi_backend")
         origin = None if spec is None else spec.origin
-    if origin is None:
-        return []
-    folder, name = posixpath.split(origin)
-    return [posixpath.join(posixpath.realpath(folder), name)]
+    return [] if origin is None else [_in_real_folder(origin)]
+
+
+def _in_real_folder(path: str) -> str:
+    """The path as it is found by an import folder without links; the file itself may be one."""
+    folder, name = posixpath.split(path)
+    return posixpath.join(posixpath.realpath(folder), name)

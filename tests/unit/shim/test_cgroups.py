@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -203,6 +204,15 @@ class TestOnTheHost:
 
             process.kill()
         real_cgroup.remove()
+
+    def test_remove_of_the_sandbox_ends_what_nobody_knows_of(self, real_cgroup: SandboxCgroup) -> None:
+        real_cgroup.create()
+        with subprocess.Popen(["sleep", "60"]) as process:
+            _enter(real_cgroup, process.pid)
+
+            real_cgroup.remove()
+
+            assert process.wait() == -signal.SIGKILL
 
     def test_remove_after_the_shim_died_needs_the_record_only(self, real_cgroup: SandboxCgroup) -> None:
         real_cgroup.create()
