@@ -56,7 +56,7 @@ RUNGS = (
     Rung("differential", ("tests/differential",), 1500),
     Rung("containerd", ("tests/containerd",), 2400),
     # Tests of the two rungs before, in a test host that has KVM (tests/lab/selection.py). Not every day yet:
-    # one test host in some ten freezes before its first test, for a reason that is not known.
+    # a guest with four vCPUs has met a triple fault there once in six boots, for a reason that is not known.
     Rung("lab", ("tests/lab", "tests/integration", "tests/containerd"), 2400, ("--lab",), every_day=False),
 )
 # Long runs take what they need several times over.

@@ -21,10 +21,8 @@ _ASSIGNMENT = re.compile(r"CONFIG_(?P<symbol>[A-Za-z0-9_]+)=(?P<value>.+)")
 _UNSET = re.compile(r"# CONFIG_(?P<symbol>[A-Za-z0-9_]+) is not set")
 
 # Security updates bring defences against new processor defects, each a symbol of its own that is off in
-# allnoconfig. Those that no fragment names are switched on; but not what changes every function for little:
-# SLS pads each return against the straight-line speculation of processors that nobody has attacked with it.
+# allnoconfig. Those that no fragment names are switched on.
 _DEFENCE = "MITIGATION_"
-_DEFENCES_LEFT_OFF = frozenset({"MITIGATION_SLS"})
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def unnamed_defences(fragments: Iterable[Fragment], final: Mapping[str, str]) ->
     return {
         symbol: "y"
         for symbol, value in final.items()
-        if symbol.startswith(_DEFENCE) and value == OFF and symbol not in named | _DEFENCES_LEFT_OFF
+        if symbol.startswith(_DEFENCE) and value == OFF and symbol not in named
     }
 
 

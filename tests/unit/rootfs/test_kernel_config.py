@@ -81,7 +81,6 @@ def test_defence_that_no_fragment_names_is_switched_on() -> None:
         "MITIGATION_RETPOLINE": "y",
         "MITIGATION_OLD": "n",
         "MITIGATION_NEW": "n",
-        "MITIGATION_SLS": "n",
         "NET": "n",
     }
     assert unnamed_defences(fragments, final) == {"MITIGATION_NEW": "y"}
