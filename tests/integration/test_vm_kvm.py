@@ -45,8 +45,8 @@ def wait_started(vm: Vm) -> None:
 def test_guest_boots_with_its_vcpus_and_all_of_its_memory(vms: VmFactory, cpus: int, memory_mib: int) -> None:
     config = replace(vms.config(), cpu=CpuConfig(count=cpus), memory=MemoryConfig(size_mib=memory_mib))
     if kvm_is_emulated():
-        # Two or more vCPUs that leave their trampoline at the same time sometimes meet a triple fault under QEMU's
-        # emulation of the processor: in 7 of 118 boots of ours and in 3 of 84 of QEMU/KVM, and in none one by one.
+        # Where two or more vCPUs start at the same time, QEMU's emulation of the processor sometimes makes of
+        # it a triple fault: in 7 of 148 boots of ours, 3 of 93 of QEMU/KVM, none of 55 one by one.
         config = with_boot(config, cmdline="cpuhp.parallel=0")
     vm = vms.boot(config)
 
