@@ -4,6 +4,7 @@ A module says with `DAEMONS = ALL_DAEMONS` that its tests run on every daemon; o
 newest. Daemons live for the session; after every test nothing may be left over.
 """
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -27,6 +28,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             kinds = ALL_DAEMONS
         if not runtime_under_test().is_strato:
             kinds = tuple(kind for kind in kinds if not kind.endswith("-grpc"))
+        apart = [marker.args[0] for marker in metafunc.definition.iter_markers("not_on")]
+        kinds = tuple(kind for kind in kinds if not any(re.search(one, kind) for one in apart))
         metafunc.parametrize("session_daemon", kinds, indirect=True, scope="session")
 
 

@@ -17,6 +17,8 @@ from tests.framework.specs import SpecFactory
 
 pytestmark = [pytest.mark.containerd, pytest.mark.usefixtures("strato_only")]
 
+by_ttrpc = pytest.mark.not_on("-grpc$", reason="it calls the shim by ttrpc itself")
+
 # logrus' text format, which containerd copies to its own log.
 LINE = re.compile(r'^time="\S+" level=(debug|info|warning|error|fatal) msg=')
 OF_THE_SHIM, OF_THE_VMM = 'msg="guest said hello"', 'msg="VM started '
@@ -64,6 +66,7 @@ def test_lines_of_shim_and_vmm_reach_the_daemons_log(daemon: TestDaemon) -> None
     eventually(complete, "the daemon has copied the fifo")
 
 
+@by_ttrpc
 def test_level_of_the_daemon_is_the_level_of_all(
     daemon: TestDaemon, make_shim: Callable[[], ShimProcess]
 ) -> None:
@@ -83,6 +86,7 @@ def test_level_of_the_daemon_is_the_level_of_all(
         assert "debug" in levels(text)
 
 
+@by_ttrpc
 @pytest.mark.parametrize("level", ["warning", "error"])
 def test_level_of_the_configuration_quietens_both(
     daemon: TestDaemon, make_shim: Callable[[], ShimProcess], level: str
@@ -96,6 +100,7 @@ def test_level_of_the_configuration_quietens_both(
     assert levels(text) <= {"warning", "error"}
 
 
+@by_ttrpc
 def test_full_log_harms_nobody(make_shim: Callable[[], ShimProcess]) -> None:
     with make_shim() as shim:
         filled = fill(shim.bundle / "log")
@@ -104,6 +109,7 @@ def test_full_log_harms_nobody(make_shim: Callable[[], ShimProcess]) -> None:
         assert len(shim.log()) == filled
 
 
+@by_ttrpc
 def test_log_without_reader_harms_nobody(make_shim: Callable[[], ShimProcess]) -> None:
     with make_shim() as shim:
         shim.start(flags=["-debug"])

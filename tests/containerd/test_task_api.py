@@ -17,7 +17,10 @@ from tests.framework.shim_process import ShimProcess
 from tests.framework.specs import Spec, SpecFactory
 from tests.framework.ttrpc import RpcError
 
-pytestmark = pytest.mark.containerd
+pytestmark = [
+    pytest.mark.containerd,
+    pytest.mark.not_on("-grpc$", reason="it calls the shim by ttrpc itself"),
+]
 
 UNKNOWN, INVALID_ARGUMENT, NOT_FOUND, ALREADY_EXISTS = 2, 3, 5, 6
 FAILED_PRECONDITION, UNIMPLEMENTED = 9, 12

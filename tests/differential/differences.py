@@ -45,6 +45,8 @@ class Deviation:
     calls: str
     ignored: str
     reason: str
+    cache: str = ""
+    """With this cache policy only; empty: with each."""
 
 
 DEVIATIONS = (
@@ -60,6 +62,22 @@ DEVIATIONS = (
         r".*get-attribute \S+$",
         r".*",
         "ACLs are refused with the same word for all calls",
+    ),
+    Deviation(
+        r"(write|random)/",
+        r".*stat \S+$",
+        r"(?<=file )[0-3](?=[0-7][0246][0-7] )",
+        "a write that the guest does not cache says that privileges go, but not whether the writer is of the "
+        "file's group; set-group-id of a file that its group may not execute gives none, and stays",
+        cache="none",
+    ),
+    Deviation(
+        r"capability/map/root",
+        r".*list-attributes x$",
+        r"security\.capability",
+        "pages written through a mapping reach the host as writes, which clear capabilities; with the other "
+        "policies they come later than the look",
+        cache="none",
     ),
 )
 
@@ -79,8 +97,8 @@ def parse(output: str) -> dict[int, str]:
     return {int(number): result.strip() for number, _, result in pairs if number.isdigit()}
 
 
-def unexplained(cases: Sequence[Case], traces: Traces) -> list[str]:
-    """One line for each difference that no improvement explains."""
+def unexplained(cases: Sequence[Case], traces: Traces, cache: str) -> list[str]:
+    """One line for each difference that nothing explains; `cache` is the policy of our server."""
     found = []
     before = ""
     for number, (name, call) in name_lines(cases).items():
@@ -92,7 +110,8 @@ def unexplained(cases: Sequence[Case], traces: Traces) -> list[str]:
         ):
             continue
         if any(
-            re.match(entry.cases, name)
+            entry.cache in ("", cache)
+            and re.match(entry.cases, name)
             and re.match(entry.calls, calls)
             and re.sub(entry.ignored, "", ours, count=1) == re.sub(entry.ignored, "", reference, count=1)
             for entry in DEVIATIONS

@@ -52,7 +52,7 @@ def check_group(bench: Workbench, name: str, cases: list[Case]) -> None:
     outcome = bench.everywhere("script", [f"/cases-{name}"], [])
     traces = Traces(parse(outcome.ours), parse(outcome.reference), parse(outcome.native))
     assert len(traces.reference) == sum(len(entry.lines) for entry in cases)
-    found = unexplained(cases, traces)
+    found = unexplained(cases, traces, bench.cache)
     assert not found, f"{len(found)} differences:\n" + "\n".join(found[:60])
 
 

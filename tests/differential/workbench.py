@@ -47,8 +47,9 @@ def compile_programs(directory: Path) -> dict[str, Path]:
 class Workbench:
     """The running VM; made by `workbench`."""
 
-    def __init__(self, vm: DeviceVm, directory: Path, programs: Mapping[str, Path]) -> None:
+    def __init__(self, vm: DeviceVm, directory: Path, programs: Mapping[str, Path], cache: str) -> None:
         self.vm = vm
+        self.cache = cache
         self.directory = directory
         self._programs = programs
         for name in ("ours", "reference"):
@@ -92,11 +93,13 @@ def workbench(cache: str, programs: Mapping[str, Path], scripts: Mapping[str, st
         shares = []
         for name, server in (("ours", STRATO), ("reference", REFERENCE)):
             (directory / name).mkdir()
-            shares.append(Share(name, directory / name, server, cache))
+            # With `none` virtiofsd has no shared mappings; what a policy changes is no result of a call.
+            policy = "auto" if (server, cache) == (REFERENCE, "none") else cache
+            shares.append(Share(name, directory / name, server, policy))
         (directory / "native").mkdir()
         (directory / "vm").mkdir()
         settings = DeviceVmSettings(guest_image.build(directory, files), shares)
         with DeviceVm(directory / "vm", settings) as vm:
-            yield Workbench(vm, directory, programs)
+            yield Workbench(vm, directory, programs, cache)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
