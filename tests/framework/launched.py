@@ -13,6 +13,8 @@ from vmm.jail import view
 from vmm.paths import launcher
 from vmm.sys import launch
 
+from .recording import Recorder
+
 
 class LaunchedVmm:
     """The process, with as much of `subprocess.Popen` as the tests use. It is a child of this process."""
@@ -36,6 +38,7 @@ class LaunchedVmm:
         finally:
             os.close(stdin_read)
             os.close(stdout_write)
+        self._recorder = Recorder(self.pid)
         self._pidfd = os.pidfd_open(self.pid)
         self.stdin: BinaryIO | None = os.fdopen(stdin_write, "wb")
         self.stdout: BinaryIO | None = os.fdopen(stdout_read, "rb")
@@ -46,6 +49,7 @@ class LaunchedVmm:
         if self.returncode is None and select.select([self._pidfd], [], [], 0)[0]:
             self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
             os.close(self._pidfd)
+            self._recorder.wait()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:

@@ -4,6 +4,9 @@ Needs a usable /dev/kvm; without one it runs in the KVM lab (tests/lab). Each sa
 start until the guest's init speaks: time, processor time, exits of the vCPU by kind, system calls, and the
 private memory that the process then holds beside the guest's RAM. Then it is paused a few times, and left
 alone.
+
+Two kinds of exits follow time and not the VMM: windows for interrupts are those of the guest's own timer,
+of which a longer boot has more, and a guest halts when it has spoken, while its counters are being read.
 """
 
 import contextlib

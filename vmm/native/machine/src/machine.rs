@@ -365,6 +365,7 @@ impl Machine {
     pub fn metrics(&self) -> Vec<(&'static str, u64)> {
         let parts = self.parts();
         let mut metrics = parts.vcpus.as_ref().map(Vcpus::counters).unwrap_or_default();
+        metrics.push(("coalesced_writes", parts.vm.interrupts().coalesced_writes()));
         let serial = parts.platform.as_ref().and_then(|platform| platform.serial.as_ref());
         if let Some(serial) = serial {
             metrics.push(("serial_dropped", serial.dropped()));

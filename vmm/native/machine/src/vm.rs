@@ -212,6 +212,10 @@ impl Vm {
             let vcpu = self.fd.create_vcpu(id.into());
             vcpu.map_err(|error| failure(format!("Cannot create vCPU {id}"), error))
         };
-        (0..count).map(create).collect()
+        let vcpus: Vec<VcpuFd> = (0..count).map(create).collect::<Result<_>>()?;
+        if let Some(first) = vcpus.first() {
+            self.interrupts.coalesce(first)?;
+        }
+        Ok(vcpus)
     }
 }

@@ -7,6 +7,7 @@
 //! | `Topology` | once | how many processors, in what cores; refuses what the architecture cannot number |
 //! | `prepare_vm` | before the interrupt controller and the first vCPU | what belongs to the VM as a whole |
 //! | `InterruptController`, `LINES` | before the first vCPU | lines for devices |
+//! | `InterruptController::coalesce` | when there is a vCPU | spares exits, where KVM can do that |
 //! | `CpuModel::new` | once | which processor the guest sees |
 //! | `configure_vcpu` | once per vCPU | gives it that processor |
 //! | `reset_vcpu` | before every boot, per vCPU | its state at power-on |

@@ -3,6 +3,7 @@
 mod exits;
 mod guest;
 mod interrupts;
+mod io_apic;
 mod machine;
 mod memory;
 mod owned;

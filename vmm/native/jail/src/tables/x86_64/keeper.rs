@@ -13,14 +13,13 @@ const THREAD: i32 = libc::CLONE_VM
     | libc::CLONE_PARENT_SETTID
     | libc::CLONE_CHILD_CLEARTID;
 
-pub(in crate::tables) const RULES: [Rule; 9] = [
+pub(in crate::tables) const RULES: [Rule; 8] = [
     // Its flags are in memory, where no filter sees them.
     refuse!(SYS_clone3, libc::ENOSYS, "The C library starts a thread by clone then"),
     permit!(SYS_clone, [is(0, THREAD)], "A thread"),
     permit!(SYS_set_robust_list, "A thread's start"),
     permit!(SYS_rseq, "A thread's start"),
     permit!(SYS_prctl, [is(0, libc::PR_SET_NAME)], "A thread's name"),
-    permit!(SYS_sched_getaffinity, "A thread's stack"),
     permit!(SYS_capget, "A thread gives up what it does not need"),
     permit!(SYS_capset, "A thread gives up what it does not need"),
     permit!(SYS_seccomp, "A thread gives up what it does not need"),

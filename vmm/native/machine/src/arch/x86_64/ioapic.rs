@@ -5,6 +5,9 @@
 //! one line could swallow each other's edge there. So the redirection table lives here, and every line that the
 //! guest has unmasked is such a message. Guests touch the table when they take a line into use, and hardly ever again.
 //!
+//! Every access of the table is a write of the select register and then one of the window. KVM keeps the former where
+//! it can ([`CoalescedWrites`]), without an exit; they are taken over before anything that depends on them.
+//!
 //! Lines are edge triggered. An edge on a masked line is lost, as on the real thing.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,9 +15,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry,
 };
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 use strato_plumbing::{Failure, Result};
 
+use super::coalesced::CoalescedWrites;
 use crate::bus::{Bus, BusDevice};
 
 /// Where every operating system expects it, and how long its window is.
@@ -26,6 +30,7 @@ pub const LINES: u32 = 24;
 
 /// Offsets in the window (82093AA data sheet, 3.1).
 const IOREGSEL: u64 = 0x00;
+const IOREGSEL_LEN: u32 = 4;
 const IOWIN: u64 = 0x10;
 
 /// Registers behind the window (82093AA data sheet, 3.2).
@@ -55,6 +60,11 @@ struct Table {
 impl Table {
     fn at_power_on() -> Self {
         Self { select: 0, id: 0, entries: [MASKED; LINES as usize] }
+    }
+
+    /// Selects a register; the upper bytes of a wider write are none.
+    fn select(&mut self, data: &[u8]) {
+        self.select = data.first().copied().unwrap_or(self.select);
     }
 
     /// Which entry the selected register is a half of, and whether it is the upper one.
@@ -109,6 +119,22 @@ struct State {
     table: Table,
     /// What KVM was told last.
     routes: Vec<(u32, u32, u32)>,
+    /// Writes of the select register, once there is a vCPU and where KVM can keep them.
+    kept: Option<CoalescedWrites>,
+    /// How many of them have been taken over.
+    taken: u64,
+}
+
+impl State {
+    /// Takes over what KVM has kept.
+    fn catch_up(&mut self) {
+        let Self { table, kept: Some(kept), taken, .. } = self else { return };
+        *taken += kept.take(|addr, data| {
+            if addr == ADDR + IOREGSEL {
+                table.select(data);
+            }
+        });
+    }
 }
 
 /// See the module.
@@ -130,7 +156,7 @@ impl InterruptController {
         };
         vm.enable_cap(&split)
             .map_err(|error| Failure::new("Cannot create interrupt controllers", error.errno()))?;
-        let state = State { table: Table::at_power_on(), routes: Vec::new() };
+        let state = State { table: Table::at_power_on(), routes: Vec::new(), kept: None, taken: 0 };
         Ok(Arc::new(Self { vm, state: Mutex::new(state) }))
     }
 
@@ -142,18 +168,41 @@ impl InterruptController {
         memory.insert(ADDR, WINDOW, Arc::clone(self) as Arc<dyn BusDevice>)
     }
 
-    /// As after power-on.
+    /// Writes of the select register are no exits from here on, if KVM can do that. `vcpu` is the VM's first, before
+    /// it runs.
+    ///
+    /// # Errors
+    /// What KVM says.
+    pub fn coalesce(&self, vcpu: &VcpuFd) -> Result<()> {
+        let kept = CoalescedWrites::begin(&self.vm, vcpu, ADDR + IOREGSEL, IOREGSEL_LEN)?;
+        self.locked().kept = kept;
+        Ok(())
+    }
+
+    /// How many writes of the guest were no exits.
+    pub fn coalesced_writes(&self) -> u64 {
+        self.current().taken
+    }
+
+    /// As after power-on. No vCPU is in the guest.
     ///
     /// # Errors
     /// What KVM says.
     pub fn reset(&self) -> Result<()> {
-        let mut state = self.locked();
+        let mut state = self.current();
         state.table = Table::at_power_on();
         self.route(&mut state)
     }
 
     fn locked(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As of the guest's last write.
+    fn current(&self) -> MutexGuard<'_, State> {
+        let mut state = self.locked();
+        state.catch_up();
+        state
     }
 
     /// Tells KVM of the table, if that says anything new. It waits for interrupts under way, which is not cheap.
@@ -184,8 +233,8 @@ impl InterruptController {
 impl BusDevice for InterruptController {
     fn read(&self, offset: u64, data: &mut [u8]) {
         let value = match offset {
-            IOREGSEL => self.locked().table.select.into(),
-            IOWIN => self.locked().table.read(),
+            IOREGSEL => self.current().table.select.into(),
+            IOWIN => self.current().table.read(),
             _ => 0,
         };
         let bytes = value.to_le_bytes().into_iter().chain(std::iter::repeat(0));
@@ -193,17 +242,11 @@ impl BusDevice for InterruptController {
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
-        let Ok(value) = <[u8; 4]>::try_from(data).map(u32::from_le_bytes) else {
-            // Narrower ones may select; nobody writes entries in pieces.
-            if let (IOREGSEL, Some(select)) = (offset, data.first()) {
-                self.locked().table.select = *select;
-            }
-            return;
-        };
-        let mut state = self.locked();
-        match offset {
-            IOREGSEL => state.table.select = value as u8,
-            IOWIN if state.table.write(value) => {
+        let mut state = self.current();
+        match (offset, <[u8; 4]>::try_from(data)) {
+            (IOREGSEL, _) => state.table.select(data),
+            // Nobody writes entries in pieces.
+            (IOWIN, Ok(bytes)) if state.table.write(u32::from_le_bytes(bytes)) => {
                 // Refused are messages that no APIC can take; such a line stays silent, as it would elsewhere.
                 let _ = self.route(&mut state);
             }

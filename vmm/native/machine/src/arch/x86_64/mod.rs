@@ -4,6 +4,7 @@
 //! hardware-reduced ACPI: no PIC, no PIT, no CMOS, no PCI, no firmware. Time comes from kvmclock and the TSC.
 
 mod acpi;
+mod coalesced;
 mod cpuid;
 mod ioapic;
 mod kernel;

@@ -14,7 +14,9 @@ mod devices;
 mod disk;
 mod files;
 mod interface;
+mod keeper;
 mod memory;
+mod processor;
 mod sockets;
 mod terminal;
 
@@ -56,8 +58,10 @@ pub extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
 /// All that threads of a role do.
 fn work_of(role: Role) {
     match role {
-        // Their work is Python's, the guest's, and that of all others.
-        Role::Control | Role::Vcpu | Role::Keeper => {}
+        // Its work is Python's.
+        Role::Control => {}
+        Role::Vcpu => processor::work(),
+        Role::Keeper => keeper::work(),
         Role::Service => conversation::work(),
         Role::Vsock => sockets::work(),
         Role::Fs => files::work(role),
