@@ -61,6 +61,6 @@ def subreaper() -> Iterator[None]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     report: pytest.TestReport = yield  # type: ignore[assignment]
     daemon = getattr(item, "funcargs", {}).get("daemon")
-    if report.failed and report.when == "call" and isinstance(daemon, TestDaemon):
+    if report.failed and isinstance(daemon, TestDaemon):
         report.sections += diagnostics.collect(daemon)
     return report  # type: ignore[return-value]

@@ -11,11 +11,18 @@ from vmm.engines import probe
 from vmm.log import Level, Log
 
 VARIABLE = "STRATO_TEST_ENGINE"
+EMULATED_VARIABLE = "STRATO_TEST_KVM_EMULATED"
+"""Set by the lab: the processor below KVM is an emulated one."""
 
 
 def wanted_engine(environment: Mapping[str, str] = os.environ) -> EngineName:
     """What the tests' configurations ask for. Raises ValueError for a word that is no engine."""
     return EngineName(environment.get(VARIABLE, EngineName.AUTO))
+
+
+def kvm_is_emulated(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether KVM here stands on a processor that QEMU emulates."""
+    return bool(environment.get(EMULATED_VARIABLE))
 
 
 def engine_in_use() -> EngineName:

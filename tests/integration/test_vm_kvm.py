@@ -12,6 +12,7 @@ import pytest
 
 from tests.framework import tiny_kernel
 from tests.framework.command import eventually
+from tests.framework.engine import kvm_is_emulated
 from tests.framework.vm import DEADLINE_S, Vm, VmFactory, with_boot
 from vmm.boards.microvm import PLATFORM
 from vmm.config import CpuConfig, MemoryBackend, MemoryConfig, SerialConfig, VmConfig
@@ -43,6 +44,10 @@ def wait_started(vm: Vm) -> None:
 @pytest.mark.parametrize(("cpus", "memory_mib"), [(1, 128), (2, 256), (4, 4096)])
 def test_guest_boots_with_its_vcpus_and_all_of_its_memory(vms: VmFactory, cpus: int, memory_mib: int) -> None:
     config = replace(vms.config(), cpu=CpuConfig(count=cpus), memory=MemoryConfig(size_mib=memory_mib))
+    if kvm_is_emulated():
+        # Where two or more vCPUs start at the same time, QEMU's emulation of the processor sometimes makes of
+        # it a triple fault: in 7 of 148 boots of ours, 3 of 93 of QEMU/KVM, none of 55 one by one.
+        config = with_boot(config, cmdline="cpuhp.parallel=0")
     vm = vms.boot(config)
 
     assert vm.ask("cat /sys/devices/system/cpu/online") == ("0" if cpus == 1 else f"0-{cpus - 1}")

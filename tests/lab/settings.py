@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.framework.engine import EMULATED_VARIABLE
 from tests.framework.engine import VARIABLE as ENGINE_VARIABLE
 from tests.framework.patience import VARIABLE as PATIENCE_VARIABLE
 from vmm.config import EngineName
@@ -56,4 +57,5 @@ def inherited_environment(environment: Mapping[str, str]) -> dict[str, str]:
         for name, value in environment.items()
         if _NAME.fullmatch(name) and not _DROPPED.fullmatch(name)
     }
-    return {ENGINE_VARIABLE: EngineName.KVM, PATIENCE_VARIABLE: _PATIENCE, **kept}
+    defaults = {ENGINE_VARIABLE: EngineName.KVM, PATIENCE_VARIABLE: _PATIENCE}
+    return {**defaults, **kept, EMULATED_VARIABLE: "1"}

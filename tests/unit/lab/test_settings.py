@@ -15,7 +15,12 @@ def test_environment_loses_what_belongs_to_this_machines_session() -> None:
     given = {"PATH": "/bin", "TMPDIR": "/x", "SSH_AUTH_SOCK": "/y", "BASH_FUNC_f%%": "() { :; }"}
     given["PYTHONDONTWRITEBYTECODE"] = "1"
 
-    assert set(inherited_environment(given)) == {"PATH", "STRATO_TEST_ENGINE", "STRATO_TEST_PATIENCE"}
+    assert set(inherited_environment(given)) == {
+        "PATH",
+        "STRATO_TEST_ENGINE",
+        "STRATO_TEST_KVM_EMULATED",
+        "STRATO_TEST_PATIENCE",
+    }
 
 
 def test_tests_inside_use_engine_kvm_unless_told_otherwise() -> None:

@@ -79,6 +79,8 @@ pub struct Vsock {
     pub(super) rx_chains: Vec<Chain>,
     /// Runs while packets were taken that the guest has not been told of.
     pub(super) announcement: Timer,
+    /// Pieces of the packets that the guest does not know to be taken.
+    pub(super) unannounced_pieces: usize,
     timer: Timer,
     pub(super) deadlines: VecDeque<(Instant, Token)>,
     pub(super) dialling: Vec<Token>,
@@ -124,6 +126,7 @@ impl Vsock {
             tx_chain: Chain::new(),
             rx_chains: vec![Chain::new(); BATCH],
             announcement: Timer::new()?,
+            unannounced_pieces: 0,
             timer: Timer::new()?,
             deadlines: VecDeque::new(),
             dialling: Vec::new(),

@@ -21,10 +21,12 @@ const BUDGET: usize = 256;
 /// not grow without bound.
 const MAX_REPLIES: usize = 256;
 
-/// The guest hears of packets taken when they fill this part of its ring, or a moment after the first: it only
-/// has memory to free then, and an interrupt for each packet would cost it more than that.
-const UNANNOUNCED_SHARE: u16 = 4;
-const ANNOUNCE_AFTER: Duration = Duration::from_micros(500);
+/// The guest hears of packets taken when their pieces would fill this part of its ring, or a moment after the
+/// first: it only has memory to free then, and an interrupt for each packet would cost it more than that. Where
+/// the guest mostly receives, its window updates are the only packets, so the moment is longer than what lies
+/// between two of them.
+const UNANNOUNCED_SHARE: u16 = 2;
+const ANNOUNCE_AFTER: Duration = Duration::from_millis(5);
 
 impl Vsock {
     /// Takes packets from the guest.
@@ -62,6 +64,7 @@ impl Vsock {
                     break;
                 }
             }
+            self.unannounced_pieces += chain.readable().len();
             let taken = self.take_packet(events, &ring, &chain).and_then(|()| ring.complete(chain.head(), 0));
             if let Err(fault) = taken {
                 outcome = Err(fault);
@@ -70,7 +73,8 @@ impl Vsock {
         }
         self.tx_chain = chain;
         let progress = outcome?;
-        if ring.unannounced() >= ring.size() / UNANNOUNCED_SHARE {
+        if self.unannounced_pieces >= usize::from(ring.size() / UNANNOUNCED_SHARE) {
+            self.unannounced_pieces = 0;
             ring.notify()?;
         } else if ring.unannounced() > 0 && !self.announcement.armed() {
             self.announcement.arm(ANNOUNCE_AFTER);
@@ -80,6 +84,7 @@ impl Vsock {
 
     /// Tells the guest of the packets taken.
     pub(super) fn announce_taken(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceFault> {
+        self.unannounced_pieces = 0;
         io.ring(TX_QUEUE).map_or(Ok(()), |mut ring| ring.notify())
     }
 
