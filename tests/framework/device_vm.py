@@ -2,7 +2,8 @@
 and QEMU devices side by side.
 
 strato-vmm starts one kind of each device; comparisons want two in one guest. The machine is that of
-engine tcg (microvm), or q35 with PCI for what the light board does not offer.
+engine tcg (microvm), or q35 with PCI for what the light board does not offer, or microvm on KVM to be
+compared with a strato-vmm of engine kvm.
 """
 
 import json
@@ -16,6 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vmm import paths
+from vmm.boards.base import MachinePlan
 from vmm.boards.microvm import MicrovmBoard
 from vmm.config import BootConfig, CpuConfig, EngineName, MemoryConfig, RngConfig, VmConfig
 from vmm.engines import qemu_arguments
@@ -23,6 +25,7 @@ from vmm.engines.qemu_arguments import Wiring
 from vmm.engines.traits import traits
 from vmm.log import Log
 
+from . import qemu_kvm
 from .vhost_devices import Device, Server, process_cpu_ns, thread_cpu_ns
 from .vm import ANSWER, DEADLINE_S, VmFailureError
 
@@ -32,7 +35,9 @@ _FIRST_SLOT = 2  # of the light machine: slot 0 holds the console, slot 1 the po
 
 @dataclass(frozen=True)
 class DeviceVmSettings:
-    """What a DeviceVm is made of. `kernel` with `pci` is a kernel that drives q35."""
+    """What a DeviceVm is made of. `kernel` with `pci` is a kernel that drives q35. With a `plan` of engine
+    kvm QEMU runs that machine on KVM, with `devices` in the place of the plan's.
+    """
 
     image: Path
     devices: Sequence[Device]
@@ -40,6 +45,12 @@ class DeviceVmSettings:
     cpus: int = 1
     kernel: Path | None = None
     pci: bool = False
+    plan: MachinePlan | None = None
+
+    @property
+    def light(self) -> bool:
+        """Whether it is the machine of engine tcg."""
+        return not self.pci and self.plan is None
 
 
 class DeviceVm:
@@ -52,8 +63,8 @@ class DeviceVm:
         ours, theirs = zip(*(socket.socketpair() for _ in range(3)), strict=True)
         self._control = ours[0]
         self._console = _Channel(ours[1])
-        # What programs print; the serial console of q35 does for both.
-        self._output = self._console if settings.pci else _Channel(ours[2])
+        # What programs print; the consoles of the other machines do for both.
+        self._output = _Channel(ours[2]) if settings.light else self._console
         self._ours = ours
         self._log = directory / "qemu.log"
         try:
@@ -114,8 +125,10 @@ class DeviceVm:
 
     def device_cpu_ns(self, name: str) -> int:
         """Processor time spent for one device: its server's, or for one that QEMU serves all that QEMU has
-        spent outside its vCPU threads.
+        spent outside its vCPU threads. On KVM both, since QEMU passes the server's interrupts on.
         """
+        if self.settings.plan is not None and name in self.servers:
+            return self.servers[name].cpu_ns() + self.qemu_cpu_ns()
         return self.servers[name].cpu_ns() if name in self.servers else self.qemu_cpu_ns()
 
     def qemu_cpu_ns(self) -> int:
@@ -147,13 +160,15 @@ class DeviceVm:
 
     def _start(self, control_fd: int, console_fd: int, output_fd: int) -> None:
         settings = self.settings
-        if settings.pci:
+        if settings.plan is not None:
+            command = _kvm_machine(settings.plan, control_fd, console_fd, shared_memory=bool(self.servers))
+        elif settings.pci:
             command = _pci_machine(settings, control_fd, console_fd)
         else:
             command = _light_machine(settings, control_fd, console_fd) + _output_port(output_fd)
         for slot, device in enumerate(settings.devices, _FIRST_SLOT):
             server = self.servers.get(device.name)
-            bus = "" if settings.pci else f",bus=virtio-mmio-bus.{qemu_arguments.LAST_BUS - slot}"
+            bus = f",bus=virtio-mmio-bus.{qemu_arguments.LAST_BUS - slot}" if settings.light else ""
             command += device.arguments(server, "pci" if settings.pci else "device", bus)
         fds = [control_fd, console_fd, output_fd]
         connections = [server.connection.fileno() for server in self.servers.values()]
@@ -260,4 +275,12 @@ def _pci_machine(settings: DeviceVmSettings, control_fd: int, console_fd: int) -
         *("-append", "console=ttyS0 quiet panic=-1"),
         *("-chardev", f"socket,id=qmp,fd={control_fd}", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console"),
+    ]
+
+
+def _kvm_machine(plan: MachinePlan, control_fd: int, console_fd: int, *, shared_memory: bool) -> list[str]:
+    console = f"socket,fd={console_fd}"
+    return [
+        *qemu_kvm.command_line(plan, console=console, shared_memory=shared_memory),
+        *("-S", "-chardev", f"socket,id=qmp,fd={control_fd}", "-mon", "chardev=qmp,mode=control"),
     ]

@@ -13,7 +13,7 @@ from tests.framework.daemons import DaemonOptions, TestDaemon
 from tests.framework.runtime import STRATO, Runtime, runtime_under_test
 from tools.containerd import scratch_directory
 
-from . import bench, devices, machine
+from . import bench, devices, kvm_devices, machine
 from .report import say
 
 CONTAINERS = "containers"
@@ -23,6 +23,7 @@ GROUPS: dict[str, Callable[[int], list[str]]] = {
     "vsock": devices.vsock,
     "net": devices.net,
     "machine": machine.machine,
+    kvm_devices.GROUP: kvm_devices.kvm_devices,
 }
 
 

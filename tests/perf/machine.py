@@ -24,19 +24,19 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tests.framework import guest_image
+from tests.framework import guest_image, qemu_kvm
 from tests.framework.patience import patient
 from tests.framework.vhost_devices import process_cpu_ns
 from vmm import paths
-from vmm.boards.base import MachinePlan, board
+from vmm.boards.base import board
 from vmm.config import BoardName, BootConfig, ConsoleConfig, EngineName, MemoryConfig, VmConfig
 from vmm.decoding import dump
-from vmm.engines import probe
 from vmm.engines.traits import traits
 from vmm.jail import view
-from vmm.log import Level, Log
+from vmm.log import Log
 from vmm.qmp.client import QmpClient
 
+from . import kvm
 from .measure import interleave, ratio, series
 from .memory import Memory, of_bare_interpreter, of_guest_process
 from .report import say
@@ -91,10 +91,7 @@ class Sample:
 
 def machine(rounds: int) -> list[str]:
     """Prints the comparison; returns what is surely over its budget."""
-    verdict = probe.verdict(Log(Level.ERROR))
-    if verdict.engine is not EngineName.KVM:
-        say(f"left out, since there is no usable KVM here ({verdict.reason}); in the lab:")
-        say("  python -m tests.lab -- python -m tests.perf --only machine")
+    if not kvm.usable("machine"):
         return []
     with tempfile.TemporaryDirectory(prefix="perf-") as name:
         directory = Path(name)
@@ -144,23 +141,8 @@ def _strato_vmm(config: VmConfig) -> Side:
 def _qemu(config: VmConfig) -> Side:
     qmp = config.runtime_dir / "qemu.sock"
     plan = board(BoardName.MICROVM).plan(config, traits(EngineName.KVM, config, Log()))
-    return Side([*qemu(plan), "-qmp", f"unix:{qmp},server=on,wait=off"], qmp)
-
-
-def qemu(plan: MachinePlan) -> list[str]:
-    """QEMU's command line for a VM as like to the plan as it can be."""
-    machine = "microvm,acpi=on,pit=off,pic=off,rtc=off,isa-serial=off,usb=off,auto-kernel-cmdline=off"
-    return [
-        str(paths.qemu()),
-        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-        *("-machine", f"{machine},accel=kvm", "-cpu", "host", "-smp", str(plan.cpu_count)),
-        *("-m", f"{plan.memory.size_mib}M", "-global", "virtio-mmio.force-legacy=false"),
-        *("-kernel", str(plan.kernel), "-initrd", str(plan.initrd), "-append", plan.cmdline),
-        *("-chardev", "stdio,id=console,signal=off", "-device", "pvpanic"),
-        *("-device", "virtio-serial-device,max_ports=1", "-device", "virtconsole,chardev=console"),
-        *("-device", "virtio-rng-device"),
-        *("-device", "virtio-balloon-device,deflate-on-oom=on,free-page-reporting=on"),
-    ]
+    command = qemu_kvm.command_line(plan, console="stdio,signal=off")
+    return Side([*command, "-qmp", f"unix:{qmp},server=on,wait=off"], qmp)
 
 
 def live(side: Side) -> Sample:
