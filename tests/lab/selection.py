@@ -1,8 +1,8 @@
 """Which tests run in the KVM lab: the one list to change.
 
-`make test-lab` runs CORE without LONG, `make test-full` every test of FOLDERS but TOO_LONG, both on
-containerd 2.3 alone: what differs between daemons does not depend on the engine. An entry is the beginning of
-a test's node id: a file, a class, a function with all its parameters, or one of these.
+`make test-lab` runs CORE without LONG, `make test-full` every test of FOLDERS but TOO_LONG and
+BREAKS_THE_HOST, both on containerd 2.3 alone: what differs between daemons does not depend on the engine. An
+entry is the beginning of a test's node id: a file, a class, a function with all parameters, or one of these.
 """
 
 import re
@@ -42,12 +42,18 @@ TOO_LONG = (
     "tests/containerd/test_exec.py::test_fifty_execs",
 )
 
+BREAKS_THE_HOST = (
+    "tests/integration/test_vm_jail.py::test_nothing_is_visible_but_what_the_configuration_lists",
+)
+"""Walks over all that a VM sees of the test host. After it the virtiofsd that serves the test host's root
+answers EBADF whenever a file is opened; why is not known."""
+
 _OTHER_DAEMONS = re.compile(r"\[(1\.6|2\.3-grpc)\b")
 
 
 def belongs(node_id: str, *, full: bool) -> bool:
     """Whether a test is part of the rung `lab`, beside those that live in tests/lab."""
-    if _OTHER_DAEMONS.search(node_id) or node_id.startswith(TOO_LONG):
+    if _OTHER_DAEMONS.search(node_id) or node_id.startswith((*TOO_LONG, *BREAKS_THE_HOST)):
         return False
     return node_id.startswith(FOLDERS) if full else node_id.startswith(CORE) and not node_id.startswith(LONG)
 
