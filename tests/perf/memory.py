@@ -18,9 +18,14 @@ _RAM_FLAGS, _DEVICE_FLAG = {"dc", "dd"}, "io"
 
 @dataclass(frozen=True)
 class Memory:
-    """KiB of one process: private and proportional without guest RAM, and the resident part of guest RAM."""
+    """KiB of one process: private and proportional without guest RAM, and the resident part of guest RAM.
+
+    `dirty` is the part of `private` that the process has written. Code counts as private, and stops doing so, with
+    the last and the first other process that maps the same file.
+    """
 
     private: int
+    dirty: int
     proportional: int
     guest_ram: int
 
@@ -49,14 +54,15 @@ def _is_guest_ram(mapping: _Mapping) -> bool:
 
 
 def _sum(pid: int, is_guest_ram: Callable[[_Mapping], bool]) -> Memory:
-    private = proportional = guest_ram = 0
+    private = dirty = proportional = guest_ram = 0
     for mapping in _mappings(pid):
         if is_guest_ram(mapping):
             guest_ram += mapping.kib["Rss"]
         else:
             private += mapping.kib["Private_Clean"] + mapping.kib["Private_Dirty"]
+            dirty += mapping.kib["Private_Dirty"]
             proportional += mapping.kib["Pss"]
-    return Memory(private, proportional, guest_ram)
+    return Memory(private, dirty, proportional, guest_ram)
 
 
 def _mappings(pid: int) -> list[_Mapping]:
