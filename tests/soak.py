@@ -51,8 +51,8 @@ def devices(minutes: float) -> int:
     dirty = [sample.dirty for sample in samples]
     growth = statistics.median(dirty[-max(1, half // 2) :]) - statistics.median(dirty[: max(1, half)])
     _say(
-        f"{len(samples)} rounds in {minutes:g} min: strato-vmm's private memory {samples[0].private} KiB at first, "
-        f"{last} KiB in the end ({last - bare} above a bare interpreter), what it has written grew by "
+        f"{len(samples)} rounds in {minutes:g} min: strato-vmm's private memory {samples[0].private} KiB at "
+        f"first, {last} KiB in the end ({last - bare} above a bare interpreter), what it has written grew by "
         f"{growth:.0f} KiB from the first half to the last quarter, allowed {MAX_GROWTH_KIB}"
     )
     return int(growth > MAX_GROWTH_KIB)

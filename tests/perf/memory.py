@@ -18,10 +18,10 @@ _RAM_FLAGS, _DEVICE_FLAG = {"dc", "dd"}, "io"
 
 @dataclass(frozen=True)
 class Memory:
-    """KiB of one process: private and proportional without guest RAM, and the resident part of guest RAM.
+    """KiB of one process: private and proportional without guest RAM, and the resident part of that.
 
-    `dirty` is the part of `private` that the process has written. Code counts as private, and stops doing so, with
-    the last and the first other process that maps the same file.
+    `dirty` is the part of `private` that the process has written. Code counts as private as well, while no
+    other process maps the same file.
     """
 
     private: int
