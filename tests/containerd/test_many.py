@@ -13,6 +13,8 @@ PARALLEL = 8
 PATIENCE_S = 240
 
 
+# With gRPC containerd gives up a healthy shim too often for fifty in a row (docs/limitations.md).
+@pytest.mark.not_on("-grpc$", reason="containerd's race")
 def test_fifty_containers_one_after_another(ctr: Ctr) -> None:
     for number in range(SERIAL):
         result = ctr.run("sh", "-c", f"echo number {number}; exit {number}")
