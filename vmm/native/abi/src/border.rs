@@ -115,7 +115,7 @@ pub unsafe extern "C" fn strato_vmm_events_create(ret: *mut *mut Events) -> i32 
         if ret.is_null() {
             return Err(null("ret"));
         }
-        tune_allocator();
+        share_arenas();
         let ring = Arc::new(EventRing::new()?);
         report_panics(&ring);
         let events = Box::new(Events(ring));
@@ -124,20 +124,14 @@ pub unsafe extern "C" fn strato_vmm_events_create(ret: *mut *mut Events) -> i32 
     })
 }
 
-/// From this size on memory goes back to the host when it is freed: what a slow host program or a large request
-/// needs for a while. (mallopt(3): a number that is set does not grow with what is freed.)
-const GIVEN_BACK: i32 = 128 << 10;
-
 /// The C library gives every thread memory of its own to allocate from. Device threads allocate little, and there
 /// are many of them: two places are enough for all.
-fn tune_allocator() {
+fn share_arenas() {
     #[cfg(target_env = "gnu")]
-    for (option, value) in
-        [(libc::M_ARENA_MAX, 2), (libc::M_MMAP_THRESHOLD, GIVEN_BACK), (libc::M_TRIM_THRESHOLD, GIVEN_BACK)]
-    {
-        // SAFETY: it takes numbers, and may be called at any time.
-        unsafe { libc::mallopt(option, value) };
-    }
+    // SAFETY: it takes numbers, and may be called at any time.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2)
+    };
 }
 
 #[unsafe(no_mangle)]
