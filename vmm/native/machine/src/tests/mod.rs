@@ -9,3 +9,4 @@ mod memory;
 mod owned;
 mod pause;
 mod probe;
+mod tiny_kernel;

@@ -1,8 +1,6 @@
 //! A machine as its owner has it, with a kernel of a few instructions.
 
 use std::ffi::CString;
-use std::fs::File;
-use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -15,6 +13,7 @@ use strato_virtio_mmio::MmioDevice;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::guest::{Ear, PATIENCE, kvm};
+use super::tiny_kernel::kernel;
 use crate::arch::{Boot, EntryChoice};
 use crate::events::MachineEvent;
 use crate::machine::{Machine, MachineConfig, PlatformConfig};
@@ -22,45 +21,11 @@ use crate::memory::{Backend, HugePages, MemoryConfig, Region};
 use crate::slot::SlotConfig;
 
 pub(super) const RAM_BYTES: u64 = 8 << 20;
-pub(super) const KERNEL_ADDR: u64 = 1 << 20;
 /// Words for the guest to change, and for the mock driver's rings, beyond the kernel.
 pub(super) const WORD: u64 = 3 << 20;
 pub(super) const RINGS: u64 = 4 << 20;
 pub(super) const GENERATION: u64 = 0xff000;
 pub(super) const SLOT: u64 = 0xc000_0000;
-
-/// An ELF kernel that is entered by PVH: its headers, a note, and the code.
-fn kernel(code: &[u8]) -> File {
-    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
-    elf.resize(16, 0);
-    let mut put = |bytes: &[u8]| elf.extend_from_slice(bytes);
-    // Executable, x86_64, version; entry; program headers follow the header, section headers there are none.
-    put(&[2, 0, 62, 0, 1, 0, 0, 0]);
-    put(&KERNEL_ADDR.to_le_bytes());
-    put(&64u64.to_le_bytes());
-    put(&[0; 12]);
-    put(&[64, 0, 56, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
-    let mut header = |kind: u32, offset: u64, addr: u64, len: u64| {
-        put(&kind.to_le_bytes());
-        put(&7u32.to_le_bytes());
-        [offset, addr, addr, len, len, 4].iter().for_each(|field| put(&field.to_le_bytes()));
-    };
-    header(4, 176, 0, 20);
-    header(1, 256, KERNEL_ADDR, code.len() as u64);
-    // Xen's note 18: the address of the entry (include/xen/interface/elfnote.h).
-    [4u32, 4, 18].iter().for_each(|field| elf.extend_from_slice(&field.to_le_bytes()));
-    elf.extend_from_slice(b"Xen\0");
-    elf.extend_from_slice(&(KERNEL_ADDR as u32).to_le_bytes());
-    elf.resize(256, 0);
-    elf.extend_from_slice(code);
-    // SAFETY: the name is a C string of static storage.
-    let fd = unsafe { libc::memfd_create(c"kernel".as_ptr(), libc::MFD_CLOEXEC) };
-    assert!(fd >= 0);
-    // SAFETY: made just now, nobody else owns it.
-    let mut file: File = unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) };
-    file.write_all(&elf).unwrap();
-    file
-}
 
 pub(super) fn boot(code: &[u8]) -> Boot {
     Boot { kernel: kernel(code), initrd: None, entry: EntryChoice::Pvh, cmdline: CString::default() }

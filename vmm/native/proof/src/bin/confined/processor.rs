@@ -3,8 +3,7 @@
 use std::arch::global_asm;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::Write;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,10 +18,12 @@ use strato_machine::slot::SlotConfig;
 use strato_virtio::Unobserved;
 use strato_virtio_mmio::MmioDevice;
 
+#[path = "../../../../machine/src/tests/tiny_kernel.rs"]
+mod tiny_kernel;
+use tiny_kernel::kernel;
+
 const PATIENCE: Duration = Duration::from_secs(30);
 const RAM_BYTES: u64 = 8 << 20;
-const KERNEL_ADDR: u64 = 1 << 20;
-const CODE_OFFSET: u64 = 256;
 
 // The kernel: 32 bits, position independent.
 global_asm!(
@@ -76,38 +77,6 @@ fn code() -> &'static [u8] {
     unsafe { std::slice::from_raw_parts(begin, end.addr() - begin.addr()) }
 }
 
-/// An ELF file that is entered by PVH: its headers, a note, and the code.
-fn kernel() -> File {
-    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
-    elf.resize(16, 0);
-    let mut put = |bytes: &[u8]| elf.extend_from_slice(bytes);
-    // Executable, x86_64, version; entry; program headers follow the header, section headers there are none.
-    put(&[2, 0, 62, 0, 1, 0, 0, 0]);
-    put(&KERNEL_ADDR.to_le_bytes());
-    put(&64u64.to_le_bytes());
-    put(&[0; 12]);
-    put(&[64, 0, 56, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
-    let len = code().len() as u64;
-    for (kind, offset, addr, len) in [(4u32, 176u64, 0, 20), (1, CODE_OFFSET, KERNEL_ADDR, len)] {
-        put(&kind.to_le_bytes());
-        put(&7u32.to_le_bytes());
-        [offset, addr, addr, len, len, 4].iter().for_each(|field| put(&field.to_le_bytes()));
-    }
-    // Xen's note 18: the address of the entry (include/xen/interface/elfnote.h).
-    [4u32, 4, 18].iter().for_each(|field| put(&field.to_le_bytes()));
-    put(b"Xen\0");
-    put(&(KERNEL_ADDR as u32).to_le_bytes());
-    elf.resize(CODE_OFFSET as usize, 0);
-    elf.extend_from_slice(code());
-    // SAFETY: the name is a C string of static storage.
-    let fd = unsafe { libc::memfd_create(c"kernel".as_ptr(), libc::MFD_CLOEXEC) };
-    assert!(fd >= 0);
-    // SAFETY: made just now, nobody else owns it.
-    let mut file = unsafe { File::from_raw_fd(fd) };
-    file.write_all(&elf).unwrap();
-    file
-}
-
 struct Ear(Mutex<Sender<MachineEvent>>);
 
 impl MachineEvents for Ear {
@@ -140,7 +109,8 @@ pub(crate) fn work() {
     let device = Arc::new(MmioDevice::new("rng", core, Arc::new(Unobserved)).unwrap());
     machine.plug(0, device).unwrap();
     machine.add_cpus().unwrap();
-    let boot = Boot { kernel: kernel(), initrd: None, entry: EntryChoice::Pvh, cmdline: CString::default() };
+    let boot =
+        Boot { kernel: kernel(code()), initrd: None, entry: EntryChoice::Pvh, cmdline: CString::default() };
     machine.load(&boot).unwrap();
     machine.resume().unwrap();
 
