@@ -44,8 +44,8 @@ def test_container_runs_from_an_installation_beside_containerd(prefix: Path) -> 
         processes = processes_of(daemon, name)
         commands = {entry.pid: entry.command for entry in processes.everything}
         for kind, pid in processes.pids.items():
-            assert str(CHECKOUT) not in commands[pid], kind
-            assert str(CHECKOUT) not in mapped_files(pid), kind
+            assert f"{CHECKOUT}/" not in commands[pid], kind
+            assert f"{CHECKOUT}/" not in mapped_files(pid), kind
         assert str(prefix.resolve()) in mapped_files(processes.pids["vmm"])
         daemon.ctr.remove(name)
         checker.assert_clean()
