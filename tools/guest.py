@@ -39,9 +39,10 @@ def _kernel(cache: Cache, source: debian.Download, fragments: Path) -> Path:
 
 
 def kernel_inputs(source: debian.Download, fragments: Path) -> dict[str, str]:
-    """What a kernel is made of: fragments, source version, builder, compiler."""
+    """What a kernel is made of: fragments, files of our own, source version, builder, compiler."""
     return {
         "fragments": digest_files(list(fragments.glob("*.config")), fragments),
+        "sources": digest_files(list(kernel_build.SOURCES.rglob("*.c")), kernel_build.SOURCES),
         "source": f"{source.package} {source.version}",
         "builder": str(kernel_build.BUILDER_VERSION),
         "compiler": kernel_build.compiler_version(),

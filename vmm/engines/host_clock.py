@@ -12,6 +12,8 @@ from ..log import Log
 CACHE = Path("/run/strato/host-clock.json")
 GUEST_HZ = 250
 """Jiffies per second of the guest kernel (CONFIG_HZ in rootfs/kernel/fragments/time.config)."""
+APIC_TIMER_KHZ = 1_000_000
+"""Input clock of the local APIC timer: QEMU's counts virtual nanoseconds (hw/intc/apic_common.c)."""
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -26,6 +28,8 @@ def guest_arguments(khz: int) -> tuple[str, ...]:
         f"lpj={khz * 1000 // GUEST_HZ}",
         # It is the host's counter on every processor, and there is no other clock to fall back to.
         "tsc=reliable",
+        # Read by a file of our own in the guest kernel (rootfs/kernel/sources); another kernel calibrates.
+        f"strato.apic_timer_khz={APIC_TIMER_KHZ}",
     )
 
 
