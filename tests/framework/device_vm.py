@@ -268,7 +268,8 @@ def _pci_machine(settings: DeviceVmSettings, control_fd: int, console_fd: int) -
     return [
         str(paths.qemu()),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-S", "-display", "none"),
-        *("-machine", "q35,memory-backend=ram", "-accel", "tcg,thread=multi", "-cpu", "max"),
+        *("-machine", "q35,memory-backend=ram", "-accel", "tcg,thread=multi"),
+        *("-cpu", qemu_arguments.CPU_MODEL),
         *("-smp", str(settings.cpus), "-m", f"{settings.memory_mib}M"),
         *("-object", f"memory-backend-memfd,id=ram,share=on,size={settings.memory_mib}M"),
         *("-kernel", str(settings.kernel), "-initrd", str(settings.image)),

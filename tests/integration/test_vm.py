@@ -12,6 +12,7 @@ import pytest
 from tests.framework.vm import DEADLINE_S, DIRECT, VmFactory, processes_naming, with_boot, with_programs
 from vmm import paths
 from vmm.config import EngineName, ProgramsConfig, ShareConfig, VsockConfig
+from vmm.engines import host_clock
 from vmm.engines.probe import verdict
 from vmm.exit_report import ExitCode, ExitKind
 from vmm.log import Log
@@ -187,6 +188,19 @@ def test_guest_clock_follows_the_hosts(vms: VmFactory) -> None:
     last_before, last, last_after = look()
 
     assert last_before - first_after - 0.1 < last - first < last_after - first_before + 0.1
+
+
+@pytest.mark.engine("tcg", reason="a processor of KVM has a timer with a known frequency")
+def test_guest_is_told_the_frequencies_of_its_timers(vms: VmFactory) -> None:
+    config = with_boot(vms.config(), cmdline="apic=verbose loglevel=7")
+    vm = vms.boot(replace(config, console=replace(config.console, ring_kib=256)))
+
+    vm.send("poweroff")
+    console = vm.wait_exit().console_tail
+
+    period = host_clock.APIC_TIMER_KHZ * 1000 // host_clock.GUEST_HZ
+    assert f"lapic timer already calibrated {period}" in console
+    assert "TSC calibration" not in console
 
 
 def test_console_output_is_kept_in_ring_and_log_within_limits(vms: VmFactory) -> None:

@@ -71,7 +71,7 @@ SHARE_CAPABILITIES = (
 # guest's console in a socket (SO_SNDBUFFORCE).
 _START_CAPABILITIES = ("setpcap", "dac_override", "net_admin")
 
-_FIRMWARE = ("bios-microvm.bin", "qboot.rom", "pvh.bin", "linuxboot_dma.bin", "linuxboot.bin")
+_FIRMWARE = ("qboot.rom", "pvh.bin", "linuxboot_dma.bin", "linuxboot.bin")
 
 
 def interpreter() -> str:

@@ -59,6 +59,12 @@ def test_vm_starts_paused_and_never_reboots_by_itself() -> None:
     assert {"-S", "-no-reboot", "-nodefaults", "-no-user-config"} <= set(build(CONFIG))
 
 
+def test_emulated_processor_announces_no_fast_strings() -> None:
+    (model,) = options(build(CONFIG), "cpu")
+
+    assert {"-erms", "-fsrm"} <= set(model.split(","))
+
+
 def test_commas_in_names_do_not_end_options() -> None:
     share = ShareConfig(tag="a,b", directory=Path("/s"))
     arguments = build(replace(CONFIG, name="x,debug-threads=on", shares=(share,)))
