@@ -19,6 +19,7 @@ from rootfs.kernel import build as kernel_build
 from vmm import paths
 from vmm.boards.microvm import MicrovmBoard
 from vmm.config import BootConfig, CpuConfig, EngineName, MemoryConfig, RngConfig, VmConfig
+from vmm.console import make_room
 from vmm.engines import qemu_arguments
 from vmm.engines.qemu_arguments import Wiring
 from vmm.engines.traits import traits
@@ -83,6 +84,7 @@ def boot(
         machine = replace(machine, kernel_arguments=("reboot=t",))
     plan = MicrovmBoard().plan(config, machine)
     ours, console = socket.socketpair()
+    make_room(console)
     control, qmp = socket.socketpair()
     with ours, control:
         with console, qmp:

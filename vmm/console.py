@@ -80,7 +80,7 @@ class Console:
             except OSError as error:
                 raise HostError(f"Console log {config.log} cannot be opened") from error
         self._ours, self.guest_end = socket.socketpair(type=socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        _enlarge(self.guest_end)
+        make_room(self.guest_end)
         self._ours.setblocking(False)
         self._stdout = 1 if config.stdio else -1
         self._stdin = 0 if config.stdio else -1
@@ -177,8 +177,9 @@ class Console:
             self._listen()
 
 
-def _enlarge(connection: socket.socket) -> None:
-    # The kernel charges each small write with most of a KiB: room for thousands of lines while we are busy.
+def make_room(connection: socket.socket) -> None:
+    """Give QEMU's end of a console socket room for thousands of lines while the reader is busy."""
+    # The kernel charges each small write with most of a KiB.
     try:
         connection.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BUFFER_BYTES)
     except PermissionError:  # not root: as much as the host allows
