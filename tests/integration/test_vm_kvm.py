@@ -5,6 +5,7 @@ import re
 import select
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +72,57 @@ def test_guest_runs_in_other_memory_than_the_default(vms: VmFactory, backend: Me
     assert vm.ask("echo hello") == "hello"
     # What the guest writes stays its own.
     assert file.read_bytes().strip(bytes(1)) == b""
+
+
+@pytest.fixture
+def reserved_huge_pages() -> Iterator[None]:
+    """The host has 96 MiB in reserved pages of 2 MiB, as long as the test runs."""
+    number = Path("/proc/sys/vm/nr_hugepages")
+    before = number.read_text()
+    number.write_text(str(int(before) + 48))
+    try:
+        if int(number.read_text()) < int(before) + 48:
+            pytest.skip("the host has no 96 MiB that are not in pieces")
+        yield
+    finally:
+        number.write_text(before)
+
+
+def status_kib(vm: Vm, field: str) -> int:
+    """A line of the process's status in proc(5), in KiB."""
+    (line,) = (
+        line
+        for line in Path(f"/proc/{vm.process.pid}/status").read_text().splitlines()
+        if line.startswith(f"{field}:")
+    )
+    return int(line.split()[1])
+
+
+def test_preallocated_memory_is_there_from_the_start(vms: VmFactory) -> None:
+    vm = vms.boot(replace(vms.config(), memory=MemoryConfig(size_mib=96, prealloc=True)))
+
+    assert status_kib(vm, "RssAnon") >= 96 << 10
+
+
+@pytest.mark.parametrize("backend", [MemoryBackend.AUTO, MemoryBackend.MEMFD])
+@pytest.mark.usefixtures("reserved_huge_pages")
+def test_guest_runs_in_reserved_huge_pages(vms: VmFactory, backend: MemoryBackend) -> None:
+    memory = MemoryConfig(size_mib=96, backend=backend, huge_pages=True, prealloc=True)
+    vm = vms.boot(replace(vms.config(), memory=memory))
+
+    assert vm.ask("echo hello") == "hello"
+    assert status_kib(vm, "HugetlbPages") == 96 << 10
+
+
+def test_huge_pages_that_the_host_does_not_have_are_an_error_that_says_so(vms: VmFactory) -> None:
+    if Path("/proc/sys/vm/nr_hugepages").read_text().strip() != "0":
+        pytest.skip("this host has reserved huge pages")
+    vm = vms.start(replace(vms.config(), memory=MemoryConfig(size_mib=96, huge_pages=True)))
+
+    report = vm.wait_exit()
+    assert report.kind is ExitKind.HOST_ERROR
+    assert "huge pages" in report.message
+    assert "nr_hugepages" in report.message
 
 
 def test_generation_is_the_vms_own_and_outlives_a_reset(vms: VmFactory) -> None:
