@@ -15,7 +15,6 @@ import select
 import signal
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -51,10 +50,7 @@ NATIVE_BUDGET, WHOLE_BUDGET, PRIVATE_BUDGET_MIB = 0.9, 1.3, 12
 FEWER = 1.0
 
 # Tells on standard error when Python itself was up.
-_CODE = (
-    "import os, sys; sys.path[:] = {folders!r}; from vmm import __main__ as vmm; "
-    "os.write(2, str(vmm.STARTED_AT).encode()); sys.exit(vmm.main())"
-)
+_TELL_START = "import os; from vmm.__main__ import STARTED_AT; os.write(2, str(STARTED_AT).encode())"
 
 _KVM_DEBUG = Path("/sys/kernel/debug/kvm")
 _TRACING = Path("/sys/kernel/debug/tracing")
@@ -133,9 +129,8 @@ def _verdicts(taken: dict[str, list[Sample]]) -> Iterator[tuple[str, bool]]:
 def _strato_vmm(config: VmConfig) -> Side:
     file, qmp = config.runtime_dir / "vm.json", config.runtime_dir / "strato.sock"
     file.write_text(dump(config))
-    code = _CODE.format(folders=[str(Path(folder).resolve()) for folder in sys.path])
     options = ["--config", str(file), "--qmp-path", str(qmp), "--log-level", "error"]
-    return Side([view.interpreter(), "-IS", "-c", code, *options], qmp, tells_start=True)
+    return Side([*view.command(_TELL_START), *options], qmp, tells_start=True)
 
 
 def _qemu(config: VmConfig) -> Side:

@@ -79,11 +79,20 @@ def interpreter() -> str:
     return posixpath.realpath(sys.executable)
 
 
-def command() -> list[str]:
-    """Return the words that run strato-vmm with this interpreter and these import folders; its own follow."""
+def command(before_main: str = "pass") -> list[str]:
+    """Return the words that run strato-vmm with this interpreter and these import folders; its own follow.
+
+    ``before_main`` is a statement to be executed once strato-vmm is imported, for who measures it.
+    """
     # As `installation` shows them: a prefix may be reached by a link, which is not there inside.
     folders = [posixpath.realpath(folder) for folder in sys.path]
-    code = f"import sys; sys.path[:] = {folders!r}; from vmm.__main__ import main; sys.exit(main())"
+    # Most modules are the standard library's, and each folder before it would be asked for them in vain.
+    standard = posixpath.realpath(posixpath.dirname(os.__file__))
+    folders.sort(key=lambda folder: not folder.startswith(standard))
+    code = (
+        f"import sys; sys.path[:] = {folders!r}; from vmm import lean_import; lean_import.install(); "
+        f"from vmm.__main__ import main; {before_main}; sys.exit(main())"
+    )
     return [interpreter(), "-IS", "-c", code]
 
 
