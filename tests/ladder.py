@@ -27,8 +27,6 @@ class Rung:
     folders: tuple[str, ...]
     deadline_s: float
     options: tuple[str, ...] = ()
-    every_day: bool = True
-    """Part of `make test`; otherwise only of `make test-full`, and by its name."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +53,8 @@ RUNGS = (
     Rung("integration", ("tests/integration",), 900),
     Rung("differential", ("tests/differential",), 1500),
     Rung("containerd", ("tests/containerd",), 2400),
-    # Tests of the two rungs before, in a test host that has KVM (tests/lab/selection.py). Not every day until
-    # a whole run of it, the containerd tests above all, has passed several times.
-    Rung("lab", ("tests/lab", "tests/integration", "tests/containerd"), 2400, ("--lab",), every_day=False),
+    # Tests of the two rungs before, in a test host that has KVM (tests/lab/selection.py).
+    Rung("lab", ("tests/lab", "tests/integration", "tests/containerd"), 2400, ("--lab",)),
 )
 # Long runs take what they need several times over.
 FULL_FACTOR = 4
@@ -86,9 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs what the command line asks for; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.ladder", description=__doc__.partition("\n")[0])
     names = [rung.marker for rung in RUNGS]
-    parser.add_argument(
-        "rungs", nargs="*", metavar="RUNG", help=f"of {', '.join(names)}; default: those of every day"
-    )
+    parser.add_argument("rungs", nargs="*", metavar="RUNG", help=f"of {', '.join(names)}; default: all")
     parser.add_argument("--full", action="store_true", help="with the tests that are too long for every day")
     parser.add_argument("-x", "--exitfirst", action="store_true", help="stop at the first failure")
     parser.add_argument("--lint", action="store_true", help="only the style rung")
@@ -103,8 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.soak or options.bench:
         module = "tests.soak" if options.soak else "tests.perf"
         return subprocess.run([sys.executable, "-m", module], cwd=CHECKOUT, check=False).returncode
-    daily = [rung.marker for rung in RUNGS if rung.every_day or options.full]
-    wanted = ["style"] if options.lint else options.rungs or daily
+    wanted = ["style"] if options.lint else options.rungs or names
     outcomes: list[Outcome] = []
     for rung in RUNGS:
         if rung.marker in wanted:

@@ -6,6 +6,7 @@ QEMU's emulator knows AMD's virtualization with nested paging, so a Linux under 
 LabError
 ├── LabSetUpError    the test host cannot be started: something is not built or not installed
 └── LostHostError    the test host died, froze or ran out of time before its command had ended
+    └── FrozenHostError   a vCPU of it was no longer executed, which only the emulator can bring about
 """
 
 
@@ -19,3 +20,9 @@ class LabSetUpError(LabError):
 
 class LostHostError(LabError):
     """The test host was lost; the text holds the end of its console."""
+
+
+class FrozenHostError(LostHostError):
+    """A vCPU gave no sign of life any more. QEMU before 8.1 may keep the translation of code that the kernel
+    is patching: the processor then meets the patch's int3 after it is gone, and never comes back.
+    """

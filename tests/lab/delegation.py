@@ -1,7 +1,9 @@
 """`pytest --lab`: the tests that need a VM run in one test host, and each is reported as if it had run here.
 
 The group is started when the other tests are through. A test host that is lost fails the test that was
-running, with the console, and every test after it by name: nothing is tried again.
+running, with the console, and every test after it by name. Only where it froze, which is the emulator's doing
+(FrozenHostError), that test and those after it run in another one, and the summary says so; a test in which
+two freeze has failed.
 """
 
 import json
@@ -18,13 +20,14 @@ import pytest
 from tests.framework import compiler
 from tests.framework.engine import VARIABLE as ENGINE_VARIABLE
 
-from . import LabError, selection
+from . import FrozenHostError, LabError, LostHostError, selection
 from .host import LabHost, Outcome
 from .inside import REPORTS
 from .settings import Command, LabSettings, inherited_environment
 
 _FULL_FACTOR = 4
 _KEPT_BYTES = 8192
+_MOST_FROZEN = 3
 # pytest's statuses that say nothing more than the reports do: all passed, some failed.
 _ORDINARY = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
 
@@ -35,6 +38,8 @@ class LabPlugin:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._outcome: Outcome | None = None
+        self._frozen: dict[str, str] = {}
+        """Tests in which a test host froze, and what was seen of it."""
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Iterator[None]:
@@ -53,6 +58,10 @@ class LabPlugin:
         return result
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for test, why in self._frozen.items():
+            terminalreporter.write_line(
+                f"KVM lab: a test host froze in {test}, which began anew in another: {why}"
+            )
         if self._outcome is not None:
             terminalreporter.write_line(f"KVM lab: {self._outcome}")
 
@@ -61,20 +70,37 @@ class LabPlugin:
         settings = LabSettings()
         if full:
             settings = replace(settings, deadline_s=settings.deadline_s * _FULL_FACTOR)
+        left = items
         try:
             compiler.compile_everything()
-            with LabHost(Command(inner_command(self._config, items)), settings) as host:
-                relay = Relay(session, items, host.results / REPORTS)
-                try:
-                    self._outcome = host.wait(relay)
-                except LabError as error:
-                    relay.fail_rest(str(error))
+            while left:
+                left = self._run_in_one_host(session, left, settings)
         except LabError as error:
             raise session.Interrupted(str(error)) from error
+
+    def _run_in_one_host(
+        self, session: pytest.Session, items: Sequence[pytest.Item], settings: LabSettings
+    ) -> Sequence[pytest.Item]:
+        """Runs tests; returns those that want another test host."""
+        with LabHost(Command(inner_command(self._config, items)), settings) as host:
+            relay = Relay(session, items, host.results / REPORTS)
+            outcome = None
+            try:
+                outcome = host.wait(relay)
+            except LostHostError as error:
+                left = relay.left()
+                test = left[0].nodeid if left else ""
+                tried = test in self._frozen or len(self._frozen) == _MOST_FROZEN
+                if isinstance(error, FrozenHostError) and left and not tried:
+                    self._frozen[test] = str(error).partition("\n")[0]
+                    return left
+                relay.fail_rest(str(error))
         if session.shouldfail:
             raise session.Failed(session.shouldfail)
-        if self._outcome is not None:
-            relay.finish(self._outcome.status)
+        if outcome is not None:
+            self._outcome = outcome
+            relay.finish(outcome.status)
+        return ()
 
 
 class Relay:
@@ -108,6 +134,10 @@ class Relay:
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             self._take(json.loads(line))
+
+    def left(self) -> list[pytest.Item]:
+        """The tests that have not ended; the first of them was running when the test host was lost."""
+        return [self._items[node_id] for node_id in self._left]
 
     def finish(self, status: int) -> None:
         """Take the status of the inner pytest: a test that it did not run has failed, and so has the session

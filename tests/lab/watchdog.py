@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from .settings import LabSettings
 
 
+class Frozen(str):
+    """A verdict: a vCPU has stopped."""
+
+
 class Watchdog:
     """The state of one test host's limits. Times are seconds of any clock that never goes back."""
 
@@ -48,5 +52,6 @@ class Watchdog:
             yield self._begin + limits.boot_s, f"was not up after {limits.boot_s:g} s"
             return
         for cpu, last in self._beats.items():
-            yield last + limits.beat_s, f"froze: no sign of life of vCPU {cpu} for {limits.beat_s:g} s"
+            why = f"froze: no sign of life of vCPU {cpu} for {limits.beat_s:g} s"
+            yield last + limits.beat_s, Frozen(why)
         yield self._output + limits.silence_s, f"made no progress: no output for {limits.silence_s:g} s"

@@ -38,7 +38,9 @@ def test_that_leaves_something(broken):
 
 def test_that_ends_pytest():
     import os
-    if os.environ.get("LOSE"):
+    lose = os.environ.get("LOSE")
+    first = not os.path.exists(os.path.join(os.environ["RESULTS"], "1"))
+    if lose and (lose != "freeze once" or first):
         os._exit(9)
 
 def test_after_it():
@@ -52,7 +54,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import LostHostError, delegation
+from tests.lab import FrozenHostError, LostHostError, delegation
 from tests.lab.host import Outcome
 from tests.lab.settings import RESULTS_VARIABLE
 
@@ -60,7 +62,9 @@ from tests.lab.settings import RESULTS_VARIABLE
 class Here:
     def __init__(self, command, settings):
         self.command = command
-        self.results = Path(os.environ["RESULTS"])
+        parent = Path(os.environ["RESULTS"])
+        self.results = parent / str(len([*parent.iterdir()]))
+        self.results.mkdir()
 
     def __enter__(self):
         return self
@@ -74,7 +78,9 @@ class Here:
         listener.output(done.stdout + done.stderr)
         listener.progress()
         if done.returncode == 9 and os.environ["LOSE"] == "host":
-            raise LostHostError("Test host froze")
+            raise LostHostError("Test host was lost")
+        if done.returncode == 9 and os.environ["LOSE"].startswith("freeze"):
+            raise FrozenHostError("Test host froze\\n--- console")
         return Outcome(done.returncode, 1.0, 2.0, 3.0)
 
 
@@ -142,10 +148,30 @@ def test_lost_host_fails_the_running_test_with_the_reason_and_those_after_it(tmp
 
     assert status == pytest.ExitCode.TESTS_FAILED
     assert "3 failed, 2 passed, 1 skipped, 1 error" in text
-    assert re.search(r"_ test_that_ends_pytest _+\nTest host froze\n", text)
+    assert re.search(r"_ test_that_ends_pytest _+\nTest host was lost\n", text)
     assert re.search(
         r"_ test_after_it _+\nNot run: the test host was lost in \S+test_that_ends_pytest\n", text
     )
+
+
+def test_frozen_host_is_replaced_once_for_a_test_and_told(tmp_path: Path) -> None:
+    status, text = run(tmp_path, lose="freeze once")
+
+    assert status == pytest.ExitCode.TESTS_FAILED
+    assert "1 failed, 4 passed, 1 skipped, 1 error" in text
+    assert re.search(
+        r"a test host froze in \S+test_that_ends_pytest, which began anew in another: Test host froze\n", text
+    )
+    assert len([*(tmp_path / "results").iterdir()]) == 2
+
+
+def test_test_in_which_two_hosts_freeze_has_failed(tmp_path: Path) -> None:
+    status, text = run(tmp_path, lose="freeze always")
+
+    assert status == pytest.ExitCode.TESTS_FAILED
+    assert "3 failed, 2 passed, 1 skipped, 1 error" in text
+    assert re.search(r"_ test_that_ends_pytest _+\nTest host froze\n", text)
+    assert len([*(tmp_path / "results").iterdir()]) == 2
 
 
 def test_pytest_that_dies_inside_fails_what_it_did_not_run_and_the_session(tmp_path: Path) -> None:
