@@ -155,11 +155,14 @@ def _qmp_listener_fd(options: dict[str, str]) -> int | None:
         from .errors import HostError
 
         path = options["qmp_path"]
+        # Who waits for the name to appear can connect at once: it gets its name when it listens.
+        unfinished = f"{path}~"
         try:
-            Path(path).unlink(missing_ok=True)
+            Path(unfinished).unlink(missing_ok=True)
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as listener:
-                listener.bind(path)
+                listener.bind(unfinished)
                 listener.listen()
+                Path(unfinished).replace(path)
                 return listener.detach()
         except OSError as error:
             raise HostError(f"QMP socket {path} cannot be made") from error
