@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/klog.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
@@ -22,6 +23,8 @@
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
+
+enum { SYSLOG_ACTION_READ_ALL = 3 };  // include/linux/syslog.h of the kernel
 
 static void answer(const char *text) { printf("=> %s\n", text); }
 
@@ -203,6 +206,16 @@ static void held(void) {
   outcome((int)pread(held_file, &byte, 1, 0));
 }
 
+// Answers with the first line of the kernel's log that holds the text.
+static void logged(const char *text) {
+  static char log[1 << 20];
+  int size = klogctl(SYSLOG_ACTION_READ_ALL, log, sizeof(log) - 1);
+  log[size > 0 ? size : 0] = 0;
+  char *line = strtok(log, "\n");
+  while (line && !strstr(line, text)) line = strtok(NULL, "\n");
+  answer(line ? line : "not logged");
+}
+
 static void obey(char *line) {
   char *verb = strtok(line, " "), *first = strtok(NULL, " "), *rest = strtok(NULL, "");
   if (!verb) return;
@@ -220,6 +233,7 @@ static void obey(char *line) {
   else if (!strcmp(verb, "wait")) wait_until(first, rest);
   else if (!strcmp(verb, "up")) interface_up(first);
   else if (!strcmp(verb, "now")) now();
+  else if (!strcmp(verb, "logged")) logged(first);
   else if (!strcmp(verb, "run")) run(first, rest);
   else if (!strcmp(verb, "load")) load(first);
   else if (!strcmp(verb, "mount")) outcome((mkdir(rest, 0755), mount(first, rest, "virtiofs", 0, NULL)));

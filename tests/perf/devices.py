@@ -101,8 +101,10 @@ def vsock(rounds: int) -> list[str]:
             vm = stack.enter_context(_boot(directory, [Vsock(name, path, name)], name))
             sides[name] = Side(vm, name, f"vsock:2:{PORT}", f"unix:{path}_{PORT}")
         bounds = Bounds(time=Bound(1.2, of_throughput=True))
-        over = run_streams("vsock 1 stream", sides, Streams(1, 64 * MIB, VSOCK_CHUNK), rounds, bounds)
-        return over + run_streams("vsock 64 streams", sides, Streams(64, MIB, VSOCK_CHUNK), rounds, bounds)
+        over = run_streams("vsock 1 stream", sides, Streams(1, 256 * MIB, VSOCK_CHUNK), rounds, bounds)
+        return over + run_streams(
+            "vsock 64 streams", sides, Streams(64, 4 * MIB, VSOCK_CHUNK), rounds, bounds
+        )
 
 
 def net(rounds: int) -> list[str]:
