@@ -4,6 +4,7 @@ A module says with `DAEMONS = ALL_DAEMONS` that its tests run on every daemon; o
 newest. Daemons live for the session; after every test nothing may be left over.
 """
 
+import os
 import re
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 from tests.framework import grpc_watch
+from tests.framework.command import run
 from tests.framework.ctr import Ctr
 from tests.framework.daemons import ALL_DAEMONS, DEFAULT_DAEMONS, DaemonOptions, TestDaemon
 from tests.framework.leaks import LeakChecker
@@ -18,6 +20,7 @@ from tests.framework.runtime import Runtime, runtime_under_test
 
 LOST = pytest.StashKey[list[str]]()
 REPEATED = pytest.StashKey[list[str]]()
+CLEANED = pytest.StashKey[list[str]]()
 GRPC_ATTEMPTS = 3
 
 
@@ -58,6 +61,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section("repeated because containerd gave up a healthy gRPC shim")
         for node_id in repeated:
             terminalreporter.write_line(node_id)
+    if cleaned := config.stash.get(CLEANED, []):
+        terminalreporter.section("cleaned up by the tests: containerd had removed the bundle too early")
+        for node_id in cleaned:
+            terminalreporter.write_line(node_id)
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +88,11 @@ def daemon(request: pytest.FixtureRequest, session_daemon: TestDaemon) -> Iterat
     checker = LeakChecker(session_daemon.scope)
     log_begin = session_daemon.containerd.log_path.stat().st_size
     yield session_daemon
-    request.node.stash[LOST] = grpc_watch.lost_before_use(session_daemon.log_lines(log_begin))
+    log = session_daemon.log_lines(log_begin)
+    request.node.stash[LOST] = grpc_watch.lost_before_use(log)
+    for command in grpc_watch.clean_ups_not_run(log):
+        run(command, env={**os.environ, "STRATO_CONFIG": str(session_daemon.config_path)}).check()
+        request.config.stash.setdefault(CLEANED, []).append(request.node.nodeid)
     session_daemon.write_config()
     if not session_daemon.containerd.running:
         session_daemon.containerd.start()

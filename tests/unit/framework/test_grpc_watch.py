@@ -1,6 +1,6 @@
 import pytest
 
-from tests.framework.grpc_watch import lost_before_use
+from tests.framework.grpc_watch import clean_ups_not_run, lost_before_use
 
 pytestmark = pytest.mark.unit
 
@@ -33,3 +33,19 @@ def test_end_of_a_shim_that_speaks_ttrpc_is_not_told() -> None:
 
 def test_each_container_is_told_once() -> None:
     assert lost_before_use([BEGUN, ENDED, ENDED]) == ["c-1"]
+
+
+def test_clean_up_that_could_not_start_is_told_with_its_words() -> None:
+    words = "/b/shim -namespace n -address /c.sock -publish-binary /b/d -id c-1 -bundle /t/c-1 -debug delete"
+    line = (
+        f'time="t" level=error msg="failed to delete dead shim" cmd="{words}" '
+        'error="fork/exec /b/shim: no such file or directory" id=c-1 namespace=n'
+    )
+
+    assert clean_ups_not_run([BEGUN, line, ENDED]) == [words.split()]
+
+
+def test_clean_up_that_ran_and_failed_is_not() -> None:
+    line = 'level=error msg="failed to delete dead shim" cmd="/b/shim -id c-1 delete" error="exit status 1"'
+
+    assert clean_ups_not_run([line]) == []
