@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 PAUSE_TIMEOUT_MS = 5000
 """How long vCPUs and devices may take to come to rest: a vCPU answers at once, a device when the host's disks
 have."""
+PANIC_GRACE_S = 1.0
+"""How long a guest that has panicked may go on: to say why, and to reset itself."""
 
 GENERATION_SIZE = 16
 """Bytes of a GUID."""
@@ -52,6 +54,7 @@ class KvmEngine(Engine):
         self._generation = os.urandom(GENERATION_SIZE)
         self._running = False
         self._ended = False
+        self._panicked = False
 
     # --- boot -------------------------------------------------------------------------------------
 
@@ -262,11 +265,13 @@ class KvmEngine(Engine):
             case Kind.GUEST_SHUTDOWN:
                 self._end(EngineEnd("guest-shutdown"))
             case Kind.GUEST_RESET:
-                self._end(EngineEnd("guest-reset"))
+                self._end(EngineEnd("guest-panic" if self._panicked else "guest-reset"))
             case Kind.GUEST_PANICKED:
-                # Its console has said all by now, since the guest writes it before it tells pvpanic.
                 observer.observe(Trigger.PANICKED, {"action": "poweroff"})
-                self._end(EngineEnd("guest-panic"))
+                # The reason may still be on its way to the console: Linux flushes it after the notifiers, of
+                # which pvpanic is one, and then resets the machine (kernel/panic.c).
+                self._panicked = True
+                self._host.loop.call_later(PANIC_GRACE_S, lambda: self._end(EngineEnd("guest-panic")))
             case Kind.CRASH_LOADED:
                 observer.observe(Trigger.CRASH_LOADED, {"action": "run"})
             case Kind.TRIPLE_FAULT:
