@@ -297,7 +297,10 @@ class Machine(Observer):
         if self._console is not None:
             self._console.drain()
         guest = end.reason.startswith("guest-")
-        self.observe(Trigger.ENDED, {"guest": guest, "reason": end.reason})
+        # A guest that has panicked resets itself once it has said why.
+        reset_by_panic = self._panic_seen and end.reason == "guest-reset"
+        reason = "guest-panic" if reset_by_panic else end.reason
+        self.observe(Trigger.ENDED, {"guest": guest, "reason": reason})
         kind = end.kind or _KINDS.get(end.reason, ExitKind.HOST_ERROR)
         if self._panic_seen:
             kind = ExitKind.GUEST_PANIC

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from _pytest.runner import runtestprotocol
 
-from tests.framework import grpc_watch
+from tests.framework import containerd_log
 from tests.framework.command import run
 from tests.framework.ctr import Ctr
 from tests.framework.daemons import ALL_DAEMONS, DEFAULT_DAEMONS, DaemonOptions, TestDaemon
@@ -38,7 +38,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Runs a test on the gRPC daemon once more, and says so, where containerd's log shows that containerd
-    gave up a healthy shim (framework/grpc_watch.py). Every other failure stands at once.
+    gave up a healthy shim (framework/containerd_log.py). Every other failure stands at once.
     """
     callspec = getattr(item, "callspec", None)
     if callspec is None or not str(callspec.params.get("session_daemon")).endswith("-grpc"):
@@ -89,8 +89,8 @@ def daemon(request: pytest.FixtureRequest, session_daemon: TestDaemon) -> Iterat
     log_begin = session_daemon.containerd.log_path.stat().st_size
     yield session_daemon
     log = session_daemon.log_lines(log_begin)
-    request.node.stash[LOST] = grpc_watch.lost_before_use(log)
-    for command in grpc_watch.clean_ups_not_run(log):
+    request.node.stash[LOST] = containerd_log.lost_before_use(log)
+    for command in containerd_log.clean_ups_not_run(log):
         run(command, env={**os.environ, "STRATO_CONFIG": str(session_daemon.config_path)}).check()
         request.config.stash.setdefault(CLEANED, []).append(request.node.nodeid)
     session_daemon.write_config()

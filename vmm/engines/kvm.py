@@ -54,7 +54,6 @@ class KvmEngine(Engine):
         self._generation = os.urandom(GENERATION_SIZE)
         self._running = False
         self._ended = False
-        self._panicked = False
 
     # --- boot -------------------------------------------------------------------------------------
 
@@ -265,12 +264,11 @@ class KvmEngine(Engine):
             case Kind.GUEST_SHUTDOWN:
                 self._end(EngineEnd("guest-shutdown"))
             case Kind.GUEST_RESET:
-                self._end(EngineEnd("guest-panic" if self._panicked else "guest-reset"))
+                self._end(EngineEnd("guest-reset"))
             case Kind.GUEST_PANICKED:
                 observer.observe(Trigger.PANICKED, {"action": "poweroff"})
                 # The reason may still be on its way to the console: Linux flushes it after the notifiers, of
                 # which pvpanic is one, and then resets the machine (kernel/panic.c).
-                self._panicked = True
                 self._host.loop.call_later(PANIC_GRACE_S, lambda: self._end(EngineEnd("guest-panic")))
             case Kind.CRASH_LOADED:
                 observer.observe(Trigger.CRASH_LOADED, {"action": "run"})

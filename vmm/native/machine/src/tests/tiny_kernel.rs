@@ -36,6 +36,7 @@ pub(crate) fn kernel(code: &[u8]) -> File {
     assert!(fd >= 0);
     // SAFETY: made just now, nobody else owns it.
     let mut file = unsafe { File::from_raw_fd(fd) };
+    // A memfd of the test itself: that it cannot be written is the failure of the test.
     file.write_all(&elf).unwrap();
     file
 }

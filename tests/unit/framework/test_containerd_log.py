@@ -1,6 +1,6 @@
 import pytest
 
-from tests.framework.grpc_watch import clean_ups_not_run, lost_before_use
+from tests.framework.containerd_log import clean_ups_not_run, lost_before_use
 
 pytestmark = pytest.mark.unit
 
