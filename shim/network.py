@@ -10,8 +10,10 @@ functions fork, so it is used in a thread that enters the namespace first and en
 long as their descriptors; redirections live as long as the interfaces, or until `unmirror`.
 """
 
+import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ _TAP_PREFIX = "strato"
 # Locally administered, "STR" in ASCII, then the tap's number.
 _MAC_PREFIX = "02:53:54:52:00"
 _TAPS_MAX = 32  # slots of the microvm board
+_LEAVING_TAP_S = 1.0
+"""How long the taps of a sandbox that has ended in this namespace may take to go."""
 
 _Result = TypeVar("_Result")
 
@@ -50,8 +54,6 @@ def open_spare_taps(netns_fd: int, count: int) -> list[Tap]:
     Raises SpecRefusedError for the host's own namespace, whose interfaces must stay with the host, and
     HostError; then none is left.
     """
-    import vmm.sys
-
     _refuse_host(netns_fd)
     if not 0 <= count <= _TAPS_MAX:
         raise HostError(f"Cannot give a sandbox {count} network devices: at most {_TAPS_MAX} (spare_nics)")
@@ -59,8 +61,7 @@ def open_spare_taps(netns_fd: int, count: int) -> list[Tap]:
     try:
         for number in range(count):
             name = f"{_TAP_PREFIX}{number}"
-            descriptor = vmm.sys.open_tap(netns_fd, name)
-            taps.append(Tap(descriptor, name, f"{_MAC_PREFIX}:{number:02x}"))
+            taps.append(Tap(_open_tap(netns_fd, name), name, f"{_MAC_PREFIX}:{number:02x}"))
     except OSError as error:
         for tap in taps:
             os.close(tap.fd)
@@ -68,6 +69,19 @@ def open_spare_taps(netns_fd: int, count: int) -> list[Tap]:
             f"Cannot make tap {name} in the sandbox's network namespace (is the namespace another sandbox's?)"
         ) from error
     return taps
+
+
+def _open_tap(netns_fd: int, name: str) -> int:
+    import vmm.sys
+
+    deadline = time.monotonic() + _LEAVING_TAP_S
+    while True:
+        try:
+            return vmm.sys.open_tap(netns_fd, name)
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)  # the kernel tells nobody that may ask here
 
 
 def scan_and_mirror(netns_fd: int, taps: Sequence[Tap]) -> "NetworkPlan":

@@ -127,16 +127,17 @@ class Preparation:
         self._spawn_vmm(size.vcpus, size.memory_mib)
         self.phases.mark("vmm_spawned")
 
+    def take_tap_fds(self) -> list[int]:
+        """The descriptors of the taps, which are the caller's from now on; empty the second time."""
+        taken, self._tap_fds = self._tap_fds, []
+        return taken
+
     def close(self) -> None:
         """Close descriptors that nobody took over. May be called twice."""
-        self._close_tap_fds()
+        for fd in self.take_tap_fds():
+            os.close(fd)
         if self.hello_listener is not None:
             self.hello_listener.close()
-
-    def _close_tap_fds(self) -> None:
-        # Each number once: it may belong to something else already.
-        while self._tap_fds:
-            os.close(self._tap_fds.pop())
 
     # The steps, in order.
 
@@ -271,8 +272,6 @@ class Preparation:
             os.close(writing)
             qmp_listener.close()
         self.vmm_log = reading
-        # The VMM holds the taps now; they vanish with it.
-        self._close_tap_fds()
 
     def _vm_config(self, vcpus: int, memory_mib: int) -> dict[str, Any]:
         """The VmConfig in its JSON form."""

@@ -180,7 +180,11 @@ class Sandbox:
 
     def _adopt_vm(self) -> None:
         self._vm = VirtualMachine(
-            self.layout, self.reaper, pid=self.preparation.vmm_pid, log_fd=self.preparation.vmm_log
+            self.layout,
+            self.reaper,
+            pid=self.preparation.vmm_pid,
+            log_fd=self.preparation.vmm_log,
+            tap_fds=self.preparation.take_tap_fds(),
         )
         self._vm.ended.add_done_callback(lambda _: self._vm_ended())
         self.save()

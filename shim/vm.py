@@ -10,6 +10,8 @@ import contextlib
 import json
 import logging
 import os
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +48,15 @@ def forward(line: str) -> None:
 class VirtualMachine:
     """One running strato-vmm."""
 
-    def __init__(self, layout: Layout, reaper: launch.Reaper, *, pid: int, log_fd: int) -> None:
+    def __init__(
+        self, layout: Layout, reaper: launch.Reaper, *, pid: int, log_fd: int, tap_fds: Sequence[int]
+    ) -> None:
         self.layout = layout
         self.pid = pid
         self._reaper = reaper
         self._log_fd = log_fd
         self._log_rest = b""
+        self._tap_fds = list(tap_fds)
         self.ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """Done with the wait status when the process has ended."""
         reaper.watch(pid, self._on_exit)
@@ -94,6 +99,14 @@ class VirtualMachine:
             asyncio.get_running_loop().remove_reader(self._log_fd)
             os.close(self._log_fd)
             self._log_fd = -1
+        self._close_taps()
+
+    def _close_taps(self) -> None:
+        # Whoever closes a tap last removes its interface, and waits until nothing in the kernel looks at it:
+        # 20 ms for each (net/core/dev.c, netdev_run_todo). strato-vmm would spend them while its VM and
+        # containerd wait for its end. When its log ends it has closed all that it had.
+        while self._tap_fds:
+            threading.Thread(target=os.close, args=(self._tap_fds.pop(),), name="tap", daemon=True).start()
 
     # asking
 

@@ -142,6 +142,26 @@ def test_taps_of_a_second_sandbox_in_the_same_namespace_are_an_error(pod: Namesp
     assert len(taps) == 2
 
 
+def test_taps_of_a_sandbox_that_is_just_ending_are_waited_for(
+    pod: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaving = open_spare_taps(pod.fd, 1)
+    waits: list[float] = []
+
+    def end_of_the_other_sandbox(seconds: float) -> None:
+        waits.append(seconds)
+        while leaving:
+            os.close(leaving.pop().fd)
+
+    monkeypatch.setattr("shim.network.time.sleep", end_of_the_other_sandbox)
+
+    (tap,) = open_spare_taps(pod.fd, 1)
+
+    os.close(tap.fd)
+    assert tap.name == "strato0"
+    assert waits
+
+
 def test_frames_cross_both_ways(pod: Namespace, taps: list[Tap]) -> None:
     plan = scan_and_mirror(pod.fd, taps)
 
