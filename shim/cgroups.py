@@ -17,8 +17,9 @@ import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from vmm.record import field, record
 
 from .errors import HostError, SpecError
 
@@ -33,7 +34,7 @@ _REMOVE_DEADLINE_S = 2.0
 _CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Hierarchy:
     """One mounted cgroup tree. `controllers` of a v1 tree; `own`: this process's path in it."""
 
@@ -43,7 +44,7 @@ class Hierarchy:
     own: str
 
 
-@dataclass
+@record
 class SandboxCgroup:
     """The directories of one sandbox. `create`, use `directories`, `remove` (idempotent)."""
 
@@ -105,7 +106,7 @@ class SandboxCgroup:
         return directory
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class RelativePath:
     """A cgroup path as names; `below_own`: relative to this process's cgroup instead of the root."""
 

@@ -8,21 +8,22 @@ wrong values are refused with the name of the file. docs/configuration.md is gen
 Loaded once per process, by the daemon (server.py), by `delete`, and by `start` only when it has to.
 """
 
-# ruff: noqa: RUF009 (`_setting` returns a dataclass field)
-
 from __future__ import annotations
 
-import dataclasses
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+
+from vmm.record import Field, field, fields, record, replace
 
 from . import config_files
 from .errors import ConfigError
 from .names import DEFAULT_STATE_ROOT
+
+TYPE_CHECKING = False  # importing typing costs 2 ms, and the VM has not been started yet
+if TYPE_CHECKING:
+    from typing import Any
 
 ANNOTATION_PREFIX = "io.strato."
 SIZE_ANNOTATIONS = ("vcpus", "memory_mib")
@@ -42,7 +43,7 @@ def _setting(
     return field(default=default, metadata={"doc": doc, "scope": scope, "choices": choices, "low": low})
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class VmSettings:
     """The virtual machine."""
 
@@ -65,7 +66,7 @@ class VmSettings:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ShareSettings:
     """Folders shared with the guest by virtio-fs."""
 
@@ -78,7 +79,7 @@ class ShareSettings:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ShimSettings:
     """The shim itself."""
 
@@ -101,7 +102,7 @@ class ShimSettings:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ProgramSettings:
     """Programs that strato-vmm starts; empty: found by default."""
 
@@ -110,7 +111,7 @@ class ProgramSettings:
     vhost_device_vsock: Path | None = _setting(None, "Serves vsock instead of our own, for comparisons.")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class JailSettings:
     """What strato-vmm, which the guest may take over, sees and can do."""
 
@@ -124,7 +125,7 @@ class JailSettings:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class AnnotationSettings:
     """Which annotations are heeded."""
 
@@ -135,7 +136,7 @@ class AnnotationSettings:
     )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Settings:
     """Everything."""
 
@@ -200,7 +201,7 @@ def _apply(settings: Settings, table: Mapping[str, Any], source: str, scope: Sco
             raise ConfigError(f"{source}: unknown section [{section}]; known are {', '.join(_SECTIONS)}")
         if not isinstance(values, Mapping):
             raise ConfigError(f"{source}: {section} must be a table")
-        known = {item.name: item for item in dataclasses.fields(_SECTIONS[section])}
+        known = {item.name: item for item in fields(_SECTIONS[section])}
         changes: dict[str, Any] = {}
         for key, value in values.items():
             name = f"{section}.{key}"
@@ -209,8 +210,8 @@ def _apply(settings: Settings, table: Mapping[str, Any], source: str, scope: Sco
             if known[key].metadata["scope"] < scope:
                 raise ConfigError(f"{source}: {name} can only be set in the configuration file")
             changes[key] = _checked(known[key], value, f"{source}: {name}")
-        sections[section] = dataclasses.replace(getattr(settings, section), **changes)
-    return dataclasses.replace(settings, **sections)
+        sections[section] = replace(getattr(settings, section), **changes)
+    return replace(settings, **sections)
 
 
 def _apply_annotations(settings: Settings, annotations: Mapping[str, str]) -> Settings:
@@ -225,7 +226,7 @@ def _apply_annotations(settings: Settings, annotations: Mapping[str, str]) -> Se
             raise ConfigError(f"{source} is not permitted; annotations.allow permits {permitted}")
         if name in SIZE_ANNOTATIONS:
             continue  # read by oci/resources.py
-        known = {item.name: item for item in dataclasses.fields(_SECTIONS.get(section, Settings))}
+        known = {item.name: item for item in fields(_SECTIONS.get(section, Settings))}
         if section not in _SECTIONS or key not in known or known[key].metadata["scope"] < Scope.ANNOTATIONS:
             raise ConfigError(f"{source}: unknown key {name}")
         value: Any = text
@@ -234,14 +235,12 @@ def _apply_annotations(settings: Settings, annotations: Mapping[str, str]) -> Se
                 value = int(text)
             except ValueError as error:
                 raise ConfigError(f"{source}: {text!r} is no whole number") from error
-        changed = dataclasses.replace(
-            getattr(settings, section), **{key: _checked(known[key], value, source)}
-        )
-        settings = dataclasses.replace(settings, **{section: changed})
+        changed = replace(getattr(settings, section), **{key: _checked(known[key], value, source)})
+        settings = replace(settings, **{section: changed})
     return settings
 
 
-def _checked(item: dataclasses.Field[Any], value: Any, where: str) -> Any:
+def _checked(item: Field[Any], value: Any, where: str) -> Any:
     """*value* in the type of *item*; ConfigError beginning with *where* if it does not fit."""
     kind = str(item.type)  # a string, because of `from __future__ import annotations`
     if kind in ("int", "float"):
@@ -295,7 +294,7 @@ def document() -> str:
     for name, section in _SECTIONS.items():
         lines += [f"## [{name}]", "", (section.__doc__ or "").strip(), ""]
         lines += ["| key | default | set by | meaning |", "|---|---|---|---|"]
-        for item in dataclasses.fields(section):
+        for item in fields(section):
             doc = item.metadata["doc"]
             if item.metadata["choices"]:
                 doc += " One of " + ", ".join(f"`{choice}`" for choice in item.metadata["choices"]) + "."

@@ -15,9 +15,10 @@ import logging
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vmm.record import record
 
 from .agent_proto.generated import agent_pb2
 from .endpoints import StdioRequest
@@ -48,7 +49,7 @@ _log = logging.getLogger("shim.container")
 _synthetic_pids: Iterator[int] = itertools.count(SYNTHETIC_PID_FIRST)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ExitInfo:
     """How a process ended; `at_ns` since the Unix epoch."""
 

@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import os
 import stat
-from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlsplit
+
+from vmm.record import field, record
 
 from . import launch
 from .errors import DeadlineError, HostError, InvalidArgumentError
@@ -20,7 +21,7 @@ LOGGER_READY_TIMEOUT_S = 10.0
 LOGGER_TERM_TIMEOUT_S = 12.0
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class StdioRequest:
     """The stdio of one process as containerd asked for it; an empty string means none."""
 
@@ -30,7 +31,7 @@ class StdioRequest:
     stderr: str = ""
 
 
-@dataclass
+@record
 class Endpoint:
     """One opened stream: `fd` moves bytes, `spare` keeps a fifo's other side from ending."""
 
@@ -51,7 +52,7 @@ class Endpoint:
             self.fd = -1
 
 
-@dataclass
+@record
 class Endpoints:
     """The opened outputs of one process, by name (stdout, stderr)."""
 

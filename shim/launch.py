@@ -13,8 +13,9 @@ import select
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from vmm.record import record
 
 from .errors import HostError
 
@@ -25,7 +26,7 @@ _STATUS_LIMIT = 4096
 _CLEAN_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "STRATO_LIBRARY_DIR", "STRATO_CONFIG")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class VmCommand:
     """How to start strato-vmm."""
 

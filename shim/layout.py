@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from vmm.record import record
 
 GUEST_ROOTFS = "/run/strato/shares/rootfs"
 GUEST_VOLUMES = "/run/strato/shares/volumes"
@@ -13,7 +14,7 @@ GUEST_NETNS = "/run/strato/netns"
 GUEST_CID = 3
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Layout:
     """The files of one sandbox."""
 

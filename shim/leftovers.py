@@ -14,10 +14,13 @@ import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from . import cgroups, state
 from .errors import HostError
+
+TYPE_CHECKING = False  # importing typing costs 2 ms, and the VM has not been started yet
+if TYPE_CHECKING:
+    from typing import Any
 
 # Names of layout.py. The files of the first may be somebody's, if a mount has survived.
 SHARED_NAME = "shared"

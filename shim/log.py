@@ -11,7 +11,10 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Any
+
+from .early_log import VMM_LEVELS as VMM_LEVELS
+from .early_log import deliver
+from .early_log import fields as fields
 
 FILE_LIMIT = 1 << 20
 """Bytes of shim.log; at half of it the file moves to shim.log.1, so that two halves are kept."""
@@ -19,15 +22,7 @@ FILE_LIMIT = 1 << 20
 VMM = "vmm"
 """The logger whose lines are strato-vmm's."""
 
-VMM_LEVELS = {"debug": "debug", "info": "info", "warning": "warn", "error": "error"}
-"""What strato-vmm calls the levels (vmm/log.py)."""
-
 _LEVELS = {"WARNING": "warning", "CRITICAL": "fatal"}
-
-
-def fields(**values: object) -> dict[str, Any]:
-    """The `extra` argument of a log call: key=value pairs for the end of the line."""
-    return {"fields": values}
 
 
 class LogrusFormatter(logging.Formatter):
@@ -92,13 +87,14 @@ class BoundedFileHandler(logging.Handler):
 
 
 def set_up(level: str, fd: int = 2) -> None:
-    """Send every logger to *fd* (the bundle's log fifo) from *level* on."""
+    """Send every logger to *fd* (the bundle's log fifo) from *level* on, first what early_log.py kept."""
     root = logging.getLogger()
     handler = DescriptorHandler(fd)
     handler.setFormatter(LogrusFormatter())
     root.addHandler(handler)
     root.setLevel(level.upper())
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    deliver()
 
 
 def add_files(shim_log: Path, vmm_log: Path) -> None:

@@ -6,7 +6,8 @@ Used by `storage` for the mounts that containerd hands over. Free of I/O.
 import os
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from vmm.record import record
 
 from .errors import SpecRefusedError
 
@@ -59,7 +60,7 @@ _PROPAGATION |= {f"r{name}": flag | _REC for name, flag in _PROPAGATION.items()}
 _REFUSED = ("loop", "uidmap", "gidmap", "X-containerd.")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MountOptions:
     """`flags` for mount(2), `propagation` flags for one further call each, `data` for the file system."""
 

@@ -10,20 +10,27 @@ functions fork, so it is used in a thread that enters the namespace first and en
 long as their descriptors; redirections live as long as the interfaces, or until `unmirror`.
 """
 
+from __future__ import annotations
+
 import errno
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from vmm.record import record
 
 from .errors import HostError, ShimError, SpecRefusedError
 
+TYPE_CHECKING = False  # importing typing costs 2 ms, and the VM has not been started yet
 if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
     from .network_plan import Link, NetworkPlan
+
+    _Result = TypeVar("_Result")
 
 _CLONE_NEWNET = 0x40000000  # linux/sched.h
 # linux/if_ether.h, pkt_sched.h
@@ -36,10 +43,8 @@ _TAPS_MAX = 32  # slots of the microvm board
 _LEAVING_TAP_S = 1.0
 """How long the taps of a sandbox that has ended in this namespace may take to go."""
 
-_Result = TypeVar("_Result")
 
-
-@dataclass(frozen=True)
+@record(frozen=True)
 class Tap:
     """The host end of a guest NIC. `fd` belongs to whoever asked for it; `mac` is the NIC's at boot."""
 
@@ -84,7 +89,7 @@ def _open_tap(netns_fd: int, name: str) -> int:
         time.sleep(0.01)  # the kernel tells nobody that may ask here
 
 
-def scan_and_mirror(netns_fd: int, taps: Sequence[Tap]) -> "NetworkPlan":
+def scan_and_mirror(netns_fd: int, taps: Sequence[Tap]) -> NetworkPlan:
     """Connects every interface of the namespace with a tap and says how the guest must set them up.
 
     May be called again: what an earlier call did is replaced. Blocks for some milliseconds, so not to be
@@ -95,13 +100,13 @@ def scan_and_mirror(netns_fd: int, taps: Sequence[Tap]) -> "NetworkPlan":
 
     _refuse_host(netns_fd)
 
-    def act() -> "NetworkPlan":
+    def act() -> NetworkPlan:
         if not _interfaces_beside({"lo", *(tap.name for tap in taps)}):
             return NetworkPlan()
         with _netlink() as netlink:
             return mirror(netlink)
 
-    def mirror(netlink: Any) -> "NetworkPlan":
+    def mirror(netlink: Any) -> NetworkPlan:
         links = [read_link(message) for message in netlink.get_links()]
         plan = plan_network(
             links,
@@ -143,7 +148,7 @@ def _refuse_host(netns_fd: int) -> None:
                 )
 
 
-def _connect(netlink: Any, link: "Link", tap: "Link") -> None:
+def _connect(netlink: Any, link: Link, tap: Link) -> None:
     # The namespace's own IPv6 would speak to the guest through the tap.
     with suppress(OSError):
         Path(f"/proc/sys/net/ipv6/conf/{tap.name}/disable_ipv6").write_text("1")
@@ -172,14 +177,14 @@ def _clear_ingress(netlink: Any, index: int) -> None:
             netlink.tc("del", attributes_of(qdisc)["TCA_KIND"], index)
 
 
-class _NamespaceThread(threading.Thread, Generic[_Result]):
+class _NamespaceThread(threading.Thread):
     # A thread that enters a network namespace, does one thing there, and ends.
 
-    def __init__(self, netns_fd: int, action: Callable[[], _Result]) -> None:
+    def __init__(self, netns_fd: int, action: Callable[[], Any]) -> None:
         super().__init__(name="netns")
         self._netns_fd = netns_fd
         self._action = action
-        self.results: list[_Result] = []
+        self.results: list[Any] = []
         self.failure: Exception | None = None
 
     def run(self) -> None:
@@ -213,4 +218,5 @@ def _in_namespace(netns_fd: int, action: Callable[[], _Result]) -> _Result:
     if thread.failure is not None:
         reason = f"Cannot set up the sandbox's network: {thread.failure}"
         raise HostError(reason) from thread.failure
-    return thread.results[0]
+    result: _Result = thread.results[0]
+    return result

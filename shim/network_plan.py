@@ -5,8 +5,9 @@ The pure part of `network`, imported with it at Start. The plan's classes mirror
 
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from vmm.record import record
 
 from .errors import HostError
 from .network import Tap
@@ -20,7 +21,7 @@ _RTN_UNICAST, _RTPROT_KERNEL, _RTNH_F_ONLINK = 1, 2, 4
 _NUD_PERMANENT = 0x80
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Address:
     """As in agent.proto."""
 
@@ -28,7 +29,7 @@ class Address:
     prefix: int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Interface:
     """As in agent.proto: the NIC that booted with `device_mac` becomes `name` with `mac`."""
 
@@ -40,7 +41,7 @@ class Interface:
     up: bool = True
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Route:
     """As in agent.proto; `destination` is a network, 0.0.0.0/0 or ::/0 for the default."""
 
@@ -53,7 +54,7 @@ class Route:
     onlink: bool
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Neighbor:
     """As in agent.proto."""
 
@@ -63,7 +64,7 @@ class Neighbor:
     state: int
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class NetworkPlan:
     """What the guest's network has to look like; routes in an order in which they can be added.
 
@@ -76,7 +77,7 @@ class NetworkPlan:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Link:
     """A network interface as the kernel describes it."""
 

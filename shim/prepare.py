@@ -7,20 +7,22 @@ to Create, so the first error is kept in `error` and raised there.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from . import config, launch, leftovers, log, names, state
+from . import config, early_log, launch, leftovers, names, state
 from .errors import HostError, ShimError
 from .layout import GUEST_CID, GUEST_NETNS, GUEST_ROOTFS, GUEST_VOLUMES, ROOTFS_TAG, VOLUMES_TAG, Layout
 from .params import ShimParams
 
-_log = logging.getLogger("shim.prepare")
+TYPE_CHECKING = False  # importing typing costs 2 ms, and the VM has not been started yet
+if TYPE_CHECKING:
+    from typing import Any
+
+_log = early_log.EarlyLogger("shim.prepare")
 
 
 class Phases:
@@ -72,6 +74,11 @@ class Preparation:
     def started(self) -> bool:
         """Whether a VM was started."""
         return self.vmm_pid > 0
+
+    @property
+    def log_level(self) -> str:
+        """The level of the log, as the settings name it."""
+        return "debug" if self.params.debug else self.settings.shim.log_level
 
     @property
     def single(self) -> bool:
@@ -166,8 +173,7 @@ class Preparation:
             options_body=self.params.options_body,
             annotations=annotations,
         )
-        if not self.params.debug:
-            logging.getLogger().setLevel(self.settings.shim.log_level.upper())
+        early_log.set_level(self.log_level)
 
     def _take_state_dir(self) -> None:
         root = self.settings.shim.state_root
@@ -260,7 +266,9 @@ class Preparation:
                 log_fd=writing,
                 tap_fds=tuple(tap.fd for tap in self.taps),
                 cgroups=tuple(self.cgroup.directories),
-                log_level=log.VMM_LEVELS["debug" if self.params.debug else self.settings.shim.log_level],
+                log_level=early_log.VMM_LEVELS[
+                    "debug" if self.params.debug else self.settings.shim.log_level
+                ],
                 jail=tuple(launch_options(document, str(self.layout.jail))) if enabled(document) else (),
             )
             self.vmm_pid = launch.launch_vmm(paths.launcher(), command)
@@ -338,7 +346,7 @@ class Preparation:
 def _annotations(spec: Mapping[str, Any]) -> dict[str, str]:
     from .oci import spec as oci_spec
 
-    return oci_spec.annotations(spec)
+    return oci_spec.annotations_of(spec)
 
 
 def _listen(path: Path) -> socket.socket:
@@ -346,5 +354,5 @@ def _listen(path: Path) -> socket.socket:
     listener.bind(str(path))
     listener.listen(16)
     listener.setblocking(False)
-    _log.debug("listening", extra=log.fields(path=path))
+    _log.debug("listening", extra=early_log.fields(path=path))
     return listener

@@ -1,23 +1,23 @@
 """The `run` verb: the daemon behind a sandbox's address. Wires the parts together, nothing else.
 
 Started by bootstrap.py with the listening socket as descriptor 3 and what came on stdin as descriptor 4,
-in the bundle's directory. The order matters: the VM is started first, with few modules loaded; asyncio,
-protobuf and the services are imported while the guest boots.
+in the bundle's directory. The order matters: the VM is started first, with few modules loaded; logging,
+asyncio, protobuf and the services are imported while the guest boots.
 """
 
 from __future__ import annotations
 
-import logging
+import gc
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from . import log, params
+from . import params
 from .bootstrap import LISTENER_FD, STDIN_FD, write
 from .prepare import Preparation
 
+TYPE_CHECKING = False  # importing typing costs 2 ms, and the VM has not been started yet
 if TYPE_CHECKING:
     from .sandbox import Sandbox
 
@@ -25,8 +25,6 @@ ABANDONED_AFTER_S = 60.0
 """A sandbox whose VM failed and that has no container ends by itself after this time."""
 
 FLUSH_TIMEOUT_S = 3.0
-
-_log = logging.getLogger("shim.server")
 
 
 def main(arguments: params.ShimParams) -> int:
@@ -36,11 +34,16 @@ def main(arguments: params.ShimParams) -> int:
     stdin = params.read_stdin(STDIN_FD)
     os.close(STDIN_FD)
     params.apply_stdin(arguments, stdin)
-    log.set_up("debug" if arguments.debug else "info")
     # Ctrl-C in a terminal is not ours; SIGPIPE is ignored by Python already.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     preparation = Preparation(arguments)
     preparation.begin()
+
+    import logging
+
+    from . import log
+
+    log.set_up(preparation.log_level)
     if preparation.lock_fd >= 0:
         log.add_files(preparation.layout.shim_log, preparation.layout.vmm_log)
 
@@ -50,7 +53,7 @@ def main(arguments: params.ShimParams) -> int:
     try:
         asyncio.run(_serve(preparation))
     except Exception as error:
-        _log.critical("shim fails", exc_info=error)
+        logging.getLogger("shim.server").critical("shim fails", exc_info=error)
         return 1
     # All is closed and delivered; the interpreter's own tidying up would hold up whoever waits in `delete`.
     logging.shutdown()
@@ -60,9 +63,10 @@ def main(arguments: params.ShimParams) -> int:
 async def _serve(preparation: Preparation) -> None:
     import asyncio
     import contextlib
+    import logging
     import socket
 
-    from . import events, launch, task
+    from . import events, launch, log, task
     from .sandbox import Sandbox
     from .ttrpc.server import TtrpcServer
 
@@ -93,9 +97,12 @@ async def _serve(preparation: Preparation) -> None:
     else:
         server = TtrpcServer(services)
     await server.listen(listener)
+    gc.enable()  # see __main__.py
     preparation.phases.mark("serving")
     watchdog = asyncio.create_task(_end_if_abandoned(sandbox, ending))
-    _log.debug("serving", extra=log.fields(address=socket_path, modules=len(sys.modules)))
+    logging.getLogger("shim.server").debug(
+        "serving", extra=log.fields(address=socket_path, modules=len(sys.modules))
+    )
 
     await ending.wait()
     watchdog.cancel()
@@ -112,6 +119,7 @@ async def _end_if_abandoned(sandbox: Sandbox, ending: object) -> None:
     # containerd calls Shutdown or `delete` after a failure; this is for when containerd itself is gone, or
     # its `start` was killed after it had started us.
     import asyncio
+    import logging
 
     assert isinstance(ending, asyncio.Event)
     idle_since: float | None = None
@@ -124,6 +132,6 @@ async def _end_if_abandoned(sandbox: Sandbox, ending: object) -> None:
         elif idle_since is None:
             idle_since = loop.time()
         elif loop.time() - idle_since > ABANDONED_AFTER_S:
-            _log.info("nobody ended the failed or unused sandbox")
+            logging.getLogger("shim.server").info("nobody ended the failed or unused sandbox")
             ending.set()
             return

@@ -5,6 +5,7 @@ pid and mount namespace; works as an ordinary process too, then nobody ends its 
 The order of work is the order of urgency: the guest boots while the QMP server is still being imported.
 """
 
+import gc
 import os
 import sys
 import time
@@ -103,6 +104,7 @@ def _run(config: VmConfig, listener_fd: int | None, loop: EventLoop, log: Log) -
         machine.phase("qmp_ready")
     else:
         server = None
+    gc.enable()  # see vmm.jail.view.command
     loop.run()
     if server is not None:
         server.close()

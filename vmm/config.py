@@ -1,6 +1,6 @@
 """VmConfig: the whole description of a VM, as the user or the shim asks for it.
 
-Frozen dataclasses without behaviour; what is running lives elsewhere (`vmm.machine`). An instance that
+Frozen records without behaviour; what is running lives elsewhere (`vmm.machine`). An instance that
 exists is valid: construction checks every field (`vmm.config_check`) and raises ConfigError with the JSON
 path of the culprit. `load` and `parse` read JSON and TOML (see `vmm.decoding`); `dump` writes JSON that
 `parse` accepts.
@@ -8,12 +8,12 @@ path of the culprit. `load` and `parse` read JSON and TOML (see `vmm.decoding`);
 The string below each field is its documentation; ``docs/vm-config.md`` is generated from it.
 """
 
-from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from .config_check import MIN_GUEST_CID, check
 from .engine_name import EngineName as EngineName
+from .record import field, record
 
 
 class BoardName(StrEnum):
@@ -54,7 +54,7 @@ class ShareCache(StrEnum):
     NONE = "none"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class BootConfig:
     """What the VM boots."""
 
@@ -66,7 +66,7 @@ class BootConfig:
     """Text appended to the kernel arguments of board and engine."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class CpuConfig:
     """The virtual CPUs."""
 
@@ -78,7 +78,7 @@ class CpuConfig:
     """Whether this host's KVM is known to run a kernel, for engine kvm; `false`: strato-vmm tries it."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class MemoryConfig:
     """The guest's RAM."""
 
@@ -94,7 +94,7 @@ class MemoryConfig:
     """Allocate all of the RAM before the guest starts (engine kvm)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class LimitConfig:
     """A limit of bytes and operations per second; 0 is none."""
 
@@ -108,7 +108,7 @@ class LimitConfig:
     """Operations that may go through at once after a pause; 0 means as many as one second gives."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class DriveConfig:
     """A virtio-blk disk. The file is always used raw; its format is never guessed."""
 
@@ -126,7 +126,7 @@ class DriveConfig:
     """Limit of what the guest reads and writes."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class NetConfig:
     """A virtio-net interface on a tap."""
 
@@ -148,7 +148,7 @@ class NetConfig:
     """Limit of what the guest sends."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class VsockConfig:
     """The virtio-vsock device, reached over a unix socket with Firecracker's protocol."""
 
@@ -158,7 +158,7 @@ class VsockConfig:
     """Path of the socket for host-initiated connections; a guest connection to port N arrives on `<socket>_N`. Programs with sockets of type SEQPACKET connect to `<socket>_seq` and send `CONNECT <port>\\n` as a message. Shorter than 100 bytes."""  # noqa: E501
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class RngConfig:
     """The entropy device, fed by the host's generator; limited, so that no guest keeps a host CPU busy."""
 
@@ -170,7 +170,7 @@ class RngConfig:
     """KiB given at once after a pause, so that a guest seeds itself without waiting."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class BalloonConfig:
     """The balloon device, by which the guest gives memory back. Engine kvm only: under tcg there is none."""
 
@@ -184,7 +184,7 @@ class BalloonConfig:
     """Seconds between two statistics of the guest in `x-strato-stats`; 0: none."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class ShareConfig:
     """A folder of the host, shared with the guest by virtio-fs."""
 
@@ -198,7 +198,7 @@ class ShareConfig:
     """Refuse writes from the guest."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class ConsoleConfig:
     """The guest's console, hvc0."""
 
@@ -212,7 +212,7 @@ class ConsoleConfig:
     """Connect the console to strato-vmm's standard input and output."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class SerialConfig:
     """Serial port (ttyS0, output only) to debug a guest that does not reach its console; engine kvm only."""
 
@@ -220,7 +220,7 @@ class SerialConfig:
     """File to which the output is appended; null: no port. With a port the kernel is not told to be quiet."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class ProgramsConfig:
     """Programs that strato-vmm starts; null means found by default."""
 
@@ -232,7 +232,7 @@ class ProgramsConfig:
     """Serves vsock in the place of our own device (engine tcg): the crate vhost-device-vsock, for comparisons."""  # noqa: E501
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class JailConfig:
     """What strato-vmm sees of the host and what it can still do, once its guest runs."""
 
@@ -244,7 +244,7 @@ class JailConfig:
     """What a system call does that strato-vmm has no use for: `kill` ends the VM, `log` writes it to the kernel's log and lets it through."""  # noqa: E501
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class VmConfig:
     """One virtual machine."""
 

@@ -1,13 +1,12 @@
 """Turning JSON and TOML into VmConfig and back.
 
 Unknown fields and wrong types are refused with the JSON path and with what to do. The decoder walks the
-annotations of the dataclasses, so that a new field needs no code here. Called by strato-vmm, the CLI and
+annotations of the records, so that a new field needs no code here. Called by strato-vmm, the CLI and
 tests; `load` reads a file or descriptor, everything else does no I/O.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import types
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from .config import VmConfig
 from .errors import ConfigError
+from .record import MISSING, fields, is_record
 
 TYPE_CHECKING = False  # importing typing costs 4 ms of strato-vmm's start
 if TYPE_CHECKING:
@@ -68,9 +68,9 @@ def dump(config: VmConfig) -> str:
 
 
 def encode(value: object) -> Any:
-    """Turn a configuration dataclass (or a part of one) into JSON values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {item.name: encode(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    """Turn a configuration record (or a part of one) into JSON values."""
+    if is_record(value) and not isinstance(value, type):
+        return {item.name: encode(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, tuple | list):
         return [encode(item) for item in value]
     if isinstance(value, Path | StrEnum):
@@ -79,14 +79,14 @@ def encode(value: object) -> Any:
 
 
 def decode(kind: type[_T], value: object, path: str = "", *, base: Path | None = None) -> _T:
-    """Build a configuration dataclass from JSON values. Raises ConfigError."""
+    """Build a configuration record from JSON values. Raises ConfigError."""
     result: _T = _decode(kind, value, path, base)
     return result
 
 
 def _decode(kind: Any, value: Any, path: str, base: Path | None) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _decode_dataclass(kind, value, path, base)
+    if is_record(kind):
+        return _decode_record(kind, value, path, base)
     origin = getattr(kind, "__origin__", type(kind))
     if origin is types.UnionType:  # only `X | None` is used
         if value is None:
@@ -117,19 +117,19 @@ def _decode_scalar(kind: Any, value: Any, path: str, base: Path | None) -> objec
     return value
 
 
-def _decode_dataclass(kind: Any, value: object, path: str, base: Path | None) -> object:
+def _decode_record(kind: Any, value: object, path: str, base: Path | None) -> object:
     if not isinstance(value, dict):
         raise ConfigError(path, f"{_shown(value)} is not an object")
-    fields = {item.name: item for item in dataclasses.fields(kind)}
+    known = {item.name: item for item in fields(kind)}
     for name in value:
-        if name not in fields:
-            known = ", ".join(fields)
-            raise ConfigError(_join(path, str(name)), f"Unknown field: remove it or use one of {known}")
+        if name not in known:
+            names = ", ".join(known)
+            raise ConfigError(_join(path, str(name)), f"Unknown field: remove it or use one of {names}")
     arguments: dict[str, object] = {}
-    for name, item in fields.items():
+    for name, item in known.items():
         if name in value:
             arguments[name] = _decode(item.type, value[name], _join(path, name), base)
-        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+        elif item.default is MISSING and item.default_factory is MISSING:
             raise ConfigError(_join(path, name), "Missing: this field has no default")
     built: object = kind(**arguments)
     return built

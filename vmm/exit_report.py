@@ -2,9 +2,10 @@
 
 import json
 import os
-from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from pathlib import Path
+
+from .record import record
 
 FILE_NAME = "exit.json"
 
@@ -64,7 +65,7 @@ _CODES = {
 }
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class ExitReport:
     """What exit.json holds."""
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .boards.base import DeviceKind, DevicePlan, MachinePlan
@@ -20,6 +19,7 @@ from .config import DriveCache, DriveConfig, NetConfig, ShareConfig
 from .config_check import check_drive, check_net, check_share
 from .engines.base import Engine
 from .errors import EngineError, QmpCommandError
+from .record import record, replace
 
 TYPE_CHECKING = False  # importing typing costs 4 ms of strato-vmm's start
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ BUS_PREFIX = "virtio-mmio-bus."
 """QEMU's name of a slot, less its number."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class DiskNode:
     """The open file of a disk."""
 
@@ -43,7 +43,7 @@ class DiskNode:
     cache: DriveCache
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class TapNode:
     """A tap, open or by its name."""
 

@@ -12,7 +12,6 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from .backends.in_process import DeviceServer
@@ -30,6 +29,7 @@ from .jail.lockdown import Lockdown
 from .log import Log
 from .loop import EventLoop
 from .processes import ProcessTable
+from .record import replace
 from .runstate import RunState, Trigger, advance, require_operable
 
 TYPE_CHECKING = False  # importing typing costs 4 ms of strato-vmm's start

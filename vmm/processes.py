@@ -9,12 +9,12 @@ Children are started by posix_spawn only: a fork of a process with guest memory 
 import os
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import HostError
 from .log import MAX_LINE, Log
 from .loop import EventLoop
+from .record import field, record
 from .signals import killed_by
 
 STDERR_TAIL_BYTES = 4096
@@ -25,7 +25,7 @@ MAX_LAST_READS = 64  # a pipe holds 64 KiB unless enlarged; a child of the dead 
 _RESET_SIGNALS = (signal.SIGPIPE, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
-@dataclass(eq=False)
+@record(eq=False)
 class Process:
     """One started program. ``status`` is None while it lives, then as of `os.waitstatus_to_exitcode`."""
 

@@ -5,10 +5,10 @@ and the QMP events that the transition causes; a trigger that means nothing in a
 announces nothing, which is how STOP and RESUME come exactly once.
 """
 
-from dataclasses import dataclass
 from enum import Enum, StrEnum
 
 from .errors import StateError
+from .record import record
 
 
 class RunState(StrEnum):
@@ -38,7 +38,7 @@ class Trigger(Enum):
     ENDED = "ended"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Transition:
     """The state to go to and the names of the events to announce, in order."""
 

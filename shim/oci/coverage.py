@@ -9,9 +9,10 @@ values by `.*`.
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
+
+from vmm.record import field, record
 
 
 class Verdict(StrEnum):
@@ -40,7 +41,7 @@ class Kind(StrEnum):
     ANY = "any"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Field:
     """One row. `reason` is shown to whoever loses the field; `required` fields must be present."""
 
@@ -51,7 +52,7 @@ class Field:
     required: bool = False
 
 
-@dataclass
+@record
 class Node:
     """A row in its place in the tree; `strict`: an unknown member is refused instead of dropped."""
 

@@ -5,13 +5,19 @@ Called by `transform` with values that `spec.select` has checked; free of I/O, s
 generated page docs/oci-coverage.md.
 """
 
+from __future__ import annotations
+
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+
+from vmm.record import record
 
 from ..errors import SpecError, SpecRefusedError
 from .spec import DroppedField
+
+TYPE_CHECKING = False  # importing typing costs 2 ms, and the VM has not been started yet
+if TYPE_CHECKING:
+    from typing import Any
 
 # Mount types that are made by the guest's kernel alone.
 GUEST_TYPES = frozenset({"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"})
@@ -63,7 +69,7 @@ _HOST_TREES = {
 _SHM_OPTIONS = ["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class VolumeRequest:
     """A file or directory of the host that the guest must see as <guest_volumes>/<index>.
 
@@ -79,7 +85,7 @@ class VolumeRequest:
     json_path: str
 
 
-@dataclass
+@record
 class MountPlan:
     """What `plan_mounts` collects. `resolv_conf_source` is the host file bound onto /etc/resolv.conf."""
 

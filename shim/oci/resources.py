@@ -4,12 +4,18 @@ Called by the shim once per sandbox, before the VM starts; pure. The container's
 the guest's cgroup, so a VM is never smaller than a limit plus what the guest needs for itself.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+
+from vmm.record import record
 
 from ..errors import SpecError, SpecRefusedError
 from . import spec as oci_spec
+
+TYPE_CHECKING = False  # importing typing costs 2 ms, and the VM has not been started yet
+if TYPE_CHECKING:
+    from typing import Any
 
 ANNOTATION_VCPUS = "io.strato.vcpus"
 ANNOTATION_MEMORY_MIB = "io.strato.memory_mib"
@@ -27,7 +33,7 @@ _DEFAULT_PERIOD_US = 100_000
 _UNLIMITED_BYTES = 1 << 60
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SizeSettings:
     """The configuration's part. `allowed_annotations`: those that may override the computed size."""
 
@@ -39,7 +45,7 @@ class SizeSettings:
     allowed_annotations: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class VmSize:
     """Number of virtual CPUs, and guest RAM in MiB (a multiple of 2)."""
 

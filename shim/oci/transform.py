@@ -5,14 +5,20 @@ by then copied the fields that `coverage` honours, with their types checked; her
 meaning inside a guest. The guest's spec is built from that copy alone, so nothing unknown reaches the agent.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+
+from vmm.record import field, record
 
 from ..errors import SpecError, SpecRefusedError
 from .mounts import VolumeRequest, plan_mounts
 from .spec import DroppedField, check_container_id, select, select_process, select_resources
+
+TYPE_CHECKING = False  # importing typing costs 2 ms, and the VM has not been started yet
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "DroppedField",
@@ -61,7 +67,7 @@ _VERSION = re.compile(r"1\.\d+\.\d+([-+][0-9A-Za-z.+-]*)?", re.ASCII)
 _PROPAGATION = ("", "private", "rprivate", "slave", "rslave", "unbindable", "runbindable")
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class TransformContext:
     """Where things are in the guest.
 
@@ -79,7 +85,7 @@ class TransformContext:
     guest_namespaces: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class GuestPlan:
     """What `transform` decided: the guest's spec, and what the host has to provide for it.
 

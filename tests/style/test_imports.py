@@ -18,6 +18,7 @@ SHIM_USES = (
     "vmm.jail.view",
     "vmm.log",
     "vmm.paths",
+    "vmm.record",
     "vmm.qmp.client",
     "vmm.signals",
     "vmm.sys",

@@ -9,20 +9,20 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
 from ..boards.base import DevicePlan
 from ..errors import HostError
 from ..processes import Process, ProcessTable
+from ..record import record
 
 CONNECT_TIMEOUT_S = 5.0
 _FIRST_BACKOFF_S = 0.0005
 _LAST_BACKOFF_S = 0.01
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Backend:
     """A backend that the engine can talk to."""
 
@@ -42,7 +42,7 @@ class BackendStarter(ABC):
         """Start serving; returns without waiting for the backend to be ready. Raises HostError."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class PendingBackend:
     """A backend that has been started and may not listen yet.
 

@@ -6,7 +6,6 @@ so that the printed plan is the whole truth. Nothing here does I/O.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from ..config import (
     VsockConfig,
 )
 from ..errors import ConfigError
+from ..record import record
 from .layout import MachineLayout
 
 
@@ -42,7 +42,7 @@ DeviceSource = VsockConfig | RngConfig | BalloonConfig | ShareConfig | DriveConf
 """The part of the configuration behind a device; None for those without settings."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class EngineTraits:
     """What a board must know of the engine that is to run its plan (`vmm.engines.traits`)."""
 
@@ -56,7 +56,7 @@ class EngineTraits:
     """Whether the engine offers a balloon."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class DevicePlan:
     """One virtio device in one slot."""
 
@@ -87,7 +87,7 @@ class DevicePlan:
         return f"{self.kind:8} {self.id:16} {detail}".rstrip()
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class MachinePlan:
     """Everything an engine must know to run a VM."""
 

@@ -4,10 +4,10 @@ The vocabulary of boards, handed to an engine that has no layout of its own; the
 Nothing here does I/O.
 """
 
-from dataclasses import dataclass
+from ..record import record
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class MemoryRegion:
     """A range of RAM in the guest's physical address space."""
 
@@ -19,7 +19,7 @@ class MemoryRegion:
         return f"{self.guest_addr:#x}-{self.guest_addr + self.bytes - 1:#x}"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class SlotPlan:
     """A place for one virtio-mmio device, taken or spare."""
 
@@ -32,7 +32,7 @@ class SlotPlan:
         return f"{self.index:4}  {self.guest_addr:#x}  {self.gsi:4}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class PlatformPlan:
     """What the board has besides virtio."""
 
@@ -50,7 +50,7 @@ class PlatformPlan:
     serial_gsi: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class MachineLayout:
     """The whole map of a machine."""
 

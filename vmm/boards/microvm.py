@@ -92,7 +92,7 @@ def ram(size_mib: int) -> tuple[MemoryRegion, ...]:
 def _layout(config: VmConfig, *, slots: int) -> MachineLayout:
     platform = PLATFORM
     if config.serial.log is not None:
-        from dataclasses import replace
+        from ..record import replace
 
         platform = replace(platform, serial_port=SERIAL_PORT, serial_gsi=SERIAL_GSI)
     return MachineLayout(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from ..backends.in_process import DeviceServer
 from ..boards.base import DevicePlan, MachinePlan
@@ -19,6 +18,7 @@ from ..exit_report import ExitKind
 from ..log import Log
 from ..loop import EventLoop
 from ..processes import ProcessTable
+from ..record import record
 from ..runstate import Trigger
 
 TYPE_CHECKING = False  # importing typing costs 4 ms of strato-vmm's start
@@ -29,7 +29,7 @@ Done: TypeAlias = "Callable[[Any | VmmError], None]"
 """Takes the result of an operation, or the error it failed with."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class EngineEnd:
     """How the VM ended, in the words of QEMU's ShutdownCause; ``detail`` says more where there is more."""
 
@@ -63,7 +63,7 @@ class Observer(ABC):
         """As `lost`, but of something that ends well when the engine has ended."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@record(frozen=True, kw_only=True)
 class EngineHost:
     """What an engine gets of strato-vmm."""
 

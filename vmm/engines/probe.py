@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from .. import VERSION, boot_cache
 from ..engine_name import EngineName
 from ..errors import EngineError
 from ..log import Log
+from ..record import record
 
 CACHE = Path("/run/strato/engine.json")
 KVM_DEVICE = Path("/dev/kvm")
 KVM_ARCHITECTURES = ("x86_64",)
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Verdict:
     """The engine that ``auto`` means on this host, and why."""
 

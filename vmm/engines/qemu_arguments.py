@@ -5,11 +5,11 @@ time under TCG and offers 24 virtio-mmio slots; others hang in one boot of eight
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..boards.base import DeviceKind, DevicePlan, MachinePlan
 from ..config import NetConfig, ShareConfig
+from ..record import field, record
 
 LAST_BUS = 23
 """QEMU's transport for slot 0. The following slots descend, because QEMU lists its transports in the DSDT
@@ -30,7 +30,7 @@ kernel and C library copy by wide moves, two to three times as many bytes per se
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Wiring:
     """Descriptors that connect QEMU to strato-vmm."""
 
@@ -40,7 +40,7 @@ class Wiring:
     """vhost-user sockets by device id: connected, and for interfaces those to connect to (O_PATH)."""
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class QemuHost:
     """What the command line needs to know of the host."""
 

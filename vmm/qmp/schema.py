@@ -6,16 +6,15 @@ sees them. Names and shapes are QEMU's; our own begin with ``x-strato-``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from ..errors import QmpCommandError
+from ..record import field, record
 
 TYPE_CHECKING = False  # importing typing costs 4 ms of strato-vmm's start
 if TYPE_CHECKING:
     from typing import Any
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class Argument:
     """One argument: its JSON type, and whether it may be left out."""
 
@@ -23,7 +22,7 @@ class Argument:
     optional: bool = False
 
 
-@dataclass(frozen=True)
+@record(frozen=True)
 class CommandSpec:
     """One command. ``loose``: what else is given is the handler's to check, as it depends on the rest."""
 

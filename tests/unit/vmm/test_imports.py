@@ -24,6 +24,8 @@ FORBIDDEN = {
     "cffi",
     "typing",
     "shutil",
+    "dataclasses",
+    "inspect",
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from shim.errors import SpecError
 from shim.oci.resources import SizeSettings, vm_size
-from shim.oci.spec import annotations, parse, process_from_json
+from shim.oci.spec import annotations_of, parse, process_from_json
 from shim.oci.transform import guest_process
 
 from .samples import NAMES, plan, sample
@@ -87,7 +87,7 @@ def test_mutated_spec_raises_nothing_but_spec_errors(name: str) -> None:
         spec = copy.deepcopy(original)
         _mutate(spec, dice)
         try:
-            vm_size(spec, annotations(spec), SizeSettings())
+            vm_size(spec, annotations_of(spec), SizeSettings())
             result = plan(spec)
             json.dumps(result.spec).encode()
             str(result)

@@ -5,7 +5,7 @@ import pytest
 
 from shim.errors import SpecError, SpecRefusedError
 from shim.oci.resources import SizeSettings, VmSize, vm_size
-from shim.oci.spec import annotations
+from shim.oci.spec import annotations_of
 
 from .samples import sample
 
@@ -46,7 +46,7 @@ def test_vm_size_follows_the_limits(spec: dict[str, Any], size: VmSize) -> None:
 def test_vm_size_of_a_pod_follows_its_sandbox_annotations() -> None:
     spec = sample("cri")
 
-    assert vm_size(spec, annotations(spec), _SETTINGS) == VmSize(2, 512 + 64)
+    assert vm_size(spec, annotations_of(spec), _SETTINGS) == VmSize(2, 512 + 64)
 
 
 def test_vm_size_by_allowed_annotation_wins() -> None:

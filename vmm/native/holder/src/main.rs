@@ -51,7 +51,7 @@ fn prepare(options: &Options, title: Title) -> Result<()> {
     default_signals();
     let parent = if options.die_with_parent { Some(ParentWatch::open()?) } else { None };
     for dir in cgroup::open_all(&options.cgroups)? {
-        dir.enter(0)?;
+        dir.enter()?;
     }
     match &options.netns {
         Netns::Inherited => {}

@@ -20,7 +20,6 @@ pub struct Child<'a> {
     pub entries: &'a [Entry],
     pub netns: Option<OwnedFd>,
     pub parent: Option<ParentWatch>,
-    pub go: OwnedFd,
     pub verdict: OwnedFd,
 }
 
@@ -55,7 +54,6 @@ pub fn interpret(text: &[u8]) -> Result<()> {
 
 fn prepare(child: &Child<'_>) -> Result<()> {
     let options = child.options;
-    wait_for_go(&child.go)?;
     if let Some(parent) = &child.parent {
         parent.die_with_parent()?;
     }
@@ -90,20 +88,6 @@ fn prepare(child: &Child<'_>) -> Result<()> {
         capabilities::no_new_privileges()?;
     }
     Ok(())
-}
-
-fn wait_for_go(go: &OwnedFd) -> Result<()> {
-    let mut byte = 0u8;
-    loop {
-        // SAFETY: one byte is writable at `byte`.
-        let count = unsafe { libc::read(go.as_raw_fd(), (&raw mut byte).cast(), 1) };
-        match count {
-            1 => return Ok(()),
-            0 => return Err(Failure::refused("The launcher ended before it released the new process")),
-            _ if last_errno() == libc::EINTR => {}
-            _ => return Err(Failure::last("Cannot wait for the launcher")),
-        }
-    }
 }
 
 /// Replaces the process; returns only if that fails.

@@ -1,4 +1,4 @@
-//! The launcher's half: clone the child, place it into its cgroups, let it go, learn how it went.
+//! The launcher's half: enter the cgroups, clone the child into them, learn how it went.
 
 use std::ffi::{CString, c_int};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -49,8 +49,6 @@ struct Prepared {
     netns: Option<OwnedFd>,
     parent: Option<ParentWatch>,
     entries: Vec<Entry>,
-    /// Launcher to child: one byte means "go on".
-    go: Pipe,
     /// Child to launcher: [`child::EXEC_MARK`], then end of file or the text of the failure.
     verdict: Pipe,
 }
@@ -62,7 +60,6 @@ impl Prepared {
             netns: options.netns.as_ref().map(|path: &CString| netns::open(path)).transpose()?,
             parent: if options.die_with_parent { Some(ParentWatch::open()?) } else { None },
             entries: entries(options)?,
-            go: Pipe::new()?,
             verdict: Pipe::new()?,
         })
     }
@@ -82,22 +79,25 @@ fn clone_child(
     options: &Options,
     prepared: Prepared,
 ) -> std::result::Result<Started, (Failure, Option<libc::pid_t>)> {
-    let Prepared { cgroups, netns, parent, entries, go, verdict } = prepared;
+    let Prepared { cgroups, netns, parent, entries, verdict } = prepared;
+    // The child inherits those of version 1, and is made in the other: it is never seen outside.
+    for dir in cgroups.iter().filter(|dir| dir.version() == 1) {
+        dir.enter().map_err(|failure| (failure, None))?;
+    }
     let unified = cgroups.iter().find(|dir| dir.version() == 2);
     match clone3(options.new.clone_flags(), unified).map_err(|failure| (failure, None))? {
         Cloned::Child => {
-            drop((go.write, verdict.read));
-            let (go, verdict) = (go.read, verdict.write);
-            child::run(Child { options, entries: &entries, netns, parent, go, verdict })
+            drop(verdict.read);
+            child::run(Child { options, entries: &entries, netns, parent, verdict: verdict.write })
         }
         Cloned::Parent(started) => {
-            // The child has its own copies; ours would keep the pipes open. SIGPIPE is ignored only from here
-            // on, where the child no longer inherits it: a vanished status reader must be seen as EPIPE.
-            drop((go.read, verdict.write));
+            // The child has its own copy; ours would keep the pipe open. SIGPIPE is ignored only from here on,
+            // where the child no longer inherits it: a vanished status reader must be seen as EPIPE. The child
+            // dies of it when it tells a launcher that has died of its exec.
+            drop(verdict.write);
             // SAFETY: ignoring a signal installs no handler.
             unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
-            let outcome = release(&started, &cgroups, go.write).and_then(|()| read_verdict(&verdict.read));
-            match outcome {
+            match read_verdict(&verdict.read) {
                 Ok(()) => Ok(started),
                 Err(failure) => {
                     started.kill();
@@ -140,17 +140,6 @@ fn clone3(namespaces: c_int, cgroup: Option<&CgroupDir>) -> Result<Cloned> {
     // SAFETY: clone3 succeeded and has stored a fresh CLOEXEC descriptor in `pidfd`.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Cloned::Parent(Started { pid: pid as libc::pid_t, pidfd }))
-}
-
-/// Places the child into the v1 cgroups, then lets it go on.
-fn release(started: &Started, cgroups: &[CgroupDir], go: OwnedFd) -> Result<()> {
-    for dir in cgroups.iter().filter(|dir| dir.version() == 1) {
-        dir.enter(started.pid)?;
-    }
-    // SAFETY: one byte is readable at the address of the literal.
-    let written = unsafe { libc::write(go.as_raw_fd(), b"g".as_ptr().cast(), 1) };
-    check(written, || "Cannot release the new process".into())?;
-    Ok(())
 }
 
 fn read_verdict(pipe: &OwnedFd) -> Result<()> {

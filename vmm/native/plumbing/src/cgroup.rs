@@ -5,7 +5,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use crate::failure::{Failure, Result, check};
 
-/// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
+/// `CGROUP_SUPER_MAGIC` and `CGROUP2_SUPER_MAGIC` of linux/magic.h.
+const CGROUP_SUPER_MAGIC: libc::__fsword_t = 0x0027_e0eb;
 const CGROUP2_SUPER_MAGIC: libc::__fsword_t = 0x6367_7270;
 
 /// An opened cgroup directory.
@@ -20,7 +21,7 @@ impl CgroupDir {
     /// Opens `path` and finds out which cgroup version it belongs to.
     ///
     /// # Errors
-    /// When it cannot be opened or is no directory.
+    /// When it cannot be opened, or is no cgroup.
     pub fn open(path: &CStr) -> Result<Self> {
         let shown = path.to_string_lossy().into_owned();
         let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
@@ -35,7 +36,11 @@ impl CgroupDir {
         check(outcome, || format!("Cannot stat the file system of cgroup {shown}"))?;
         // SAFETY: fstatfs succeeded and has filled the whole structure.
         let facts = unsafe { facts.assume_init() };
-        let version = if facts.f_type == CGROUP2_SUPER_MAGIC { 2 } else { 1 };
+        let version = match facts.f_type {
+            CGROUP_SUPER_MAGIC => 1,
+            CGROUP2_SUPER_MAGIC => 2,
+            _ => return Err(Failure::refused(format!("{shown} is no cgroup"))),
+        };
         Ok(Self { path: shown, fd, version })
     }
 
@@ -54,22 +59,25 @@ impl CgroupDir {
         &self.path
     }
 
-    /// Moves process `pid` (0 = the caller) into this cgroup.
+    /// Moves the caller, which has one thread, into this cgroup.
+    ///
+    /// In version 1 by its thread: the kernel moves a thread that moves itself without the lock for whole
+    /// processes, which a writer gets after an RCU grace period only, some 10 ms (`cgroup_procs_write_start` of
+    /// kernel/cgroup/cgroup.c, 5.18).
     ///
     /// # Errors
     /// Names the directory and the kernel's reason.
-    pub fn enter(&self, pid: libc::pid_t) -> Result<()> {
-        let name = c"cgroup.procs";
+    pub fn enter(&self) -> Result<()> {
+        let name = if self.version == 1 { c"tasks" } else { c"cgroup.procs" };
         // SAFETY: `name` is a C string literal and the directory descriptor is open.
         let raw =
             unsafe { libc::openat(self.fd.as_raw_fd(), name.as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC) };
-        check(raw, || format!("Cannot open {}/cgroup.procs", self.path))?;
+        check(raw, || format!("Cannot open {}/{}", self.path, name.to_string_lossy()))?;
         // SAFETY: openat returned `raw` just now; nobody else owns it.
-        let procs = unsafe { OwnedFd::from_raw_fd(raw) };
-        let text = pid.to_string();
-        // SAFETY: the buffer is readable for the length that is passed.
-        let written = unsafe { libc::write(procs.as_raw_fd(), text.as_ptr().cast(), text.len()) };
-        check(written, || format!("Cannot move process {pid} into cgroup {}", self.path))?;
+        let list = unsafe { OwnedFd::from_raw_fd(raw) };
+        // SAFETY: one byte is readable at the address of the literal.
+        let written = unsafe { libc::write(list.as_raw_fd(), b"0".as_ptr().cast(), 1) };
+        check(written, || format!("Cannot move process {} into cgroup {}", std::process::id(), self.path))?;
         Ok(())
     }
 }
