@@ -10,7 +10,6 @@ Loaded once per process, by the daemon (server.py), by `delete`, and by `start` 
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from pathlib import Path
@@ -188,6 +187,8 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def _parse(raw: bytes, source: str) -> dict[str, Any]:
+    import tomllib  # 6 ms, for those alone who have configured something
+
     try:
         return tomllib.loads(raw.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
