@@ -88,6 +88,8 @@ pub(super) struct Connection {
     shutdown_told: u32,
     /// How many guest buffers to offer to the next read; follows what reads yield.
     pub(super) batch: usize,
+    /// Bytes that went to the guest in the turn that it has, or has ended.
+    pub(super) in_this_turn: u32,
 }
 
 impl Connection {
@@ -128,6 +130,7 @@ impl Connection {
             credit_asked: false,
             shutdown_told: 0,
             batch: 1,
+            in_this_turn: 0,
         }
     }
 

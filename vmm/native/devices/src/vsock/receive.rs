@@ -25,6 +25,9 @@ const MOST_IN_A_TURN: u32 = 160 * 1024;
 enum Turn {
     /// Packets were sent.
     Sent(usize),
+    /// As `Sent`, but the guest had fewer buffers than there is data: the turn goes on with its next ones. The
+    /// guest's program then finds it all when it is woken, instead of being woken for each piece.
+    CutShort(usize),
     /// There was nothing after all.
     Nothing,
     /// The guest has no buffers.
@@ -49,7 +52,7 @@ impl Vsock {
                 self.one_reply(&mut ring)?
             };
             match turn {
-                Turn::Sent(packets) => budget = budget.saturating_sub(packets),
+                Turn::Sent(packets) | Turn::CutShort(packets) => budget = budget.saturating_sub(packets),
                 Turn::Nothing => {}
                 // Only now are kicks wanted: the guest refills all the time.
                 Turn::NoBuffers => starved = !ring.allow_kicks()?,
@@ -89,6 +92,7 @@ impl Vsock {
         self.rx_chains = chains;
         match &turn {
             Ok(Turn::NoBuffers) => self.table.still_its_turn(token),
+            Ok(Turn::CutShort(_)) => self.table.turn_goes_on(token),
             Ok(_) => {
                 self.table.schedule(token);
                 self.watch_otherwise(events, token);
@@ -142,18 +146,18 @@ fn send_data(
     metrics: &VsockMetrics,
 ) -> Result<Turn, DeviceFault> {
     let Some(fd) = connection.fd() else { return Ok(Turn::Nothing) };
-    let room = connection.guest_room().min(MOST_IN_A_TURN) as usize;
+    let most = MOST_IN_A_TURN.saturating_sub(connection.in_this_turn);
+    let room = connection.guest_room().min(most) as usize;
+    let mut dry = false;
     let mut buffers = GuestBuffers::new(ring.ram());
     let mut popped = 0;
     for chain in chains.iter_mut().take(connection.batch) {
         if buffers.len() >= room {
             break;
         }
-        if popped == 0 {
-            if !pop_usable(ring, chain)? {
-                break;
-            }
-        } else if !ring.pop(chain)? {
+        let found = if popped == 0 { pop_usable(ring, chain)? } else { ring.pop(chain)? };
+        if !found {
+            dry = true;
             break;
         }
         let len = capacity(chain).min(room - buffers.len());
@@ -203,7 +207,12 @@ fn send_data(
         Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
         Err(_) => connection.read_failed(),
     }
-    Ok(if used > 0 { Turn::Sent(used) } else { Turn::Nothing })
+    if used == 0 {
+        return Ok(Turn::Nothing);
+    }
+    connection.in_this_turn += received as u32;
+    let more = received == offered && connection.in_this_turn < MOST_IN_A_TURN && connection.guest_room() > 0;
+    Ok(if dry && more { Turn::CutShort(used) } else { Turn::Sent(used) })
 }
 
 /// Sends pieces of the host program's message, as far as the guest has buffers and room.

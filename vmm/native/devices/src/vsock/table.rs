@@ -158,6 +158,7 @@ impl Table {
             && connection.has_work()
         {
             connection.scheduled = true;
+            connection.in_this_turn = 0;
             if connection.has_due() { self.urgent.push_back(token) } else { self.turn.push_back(token) }
         }
     }
@@ -180,6 +181,14 @@ impl Table {
         if let Some(connection) = self.connection(token) {
             connection.scheduled = true;
             self.urgent.push_front(token);
+        }
+    }
+
+    /// It is the next of those with data: it was served in part.
+    pub(super) fn turn_goes_on(&mut self, token: Token) {
+        if let Some(connection) = self.connection(token) {
+            connection.scheduled = true;
+            self.turn.push_front(token);
         }
     }
 
