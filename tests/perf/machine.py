@@ -2,11 +2,12 @@
 
 Needs a usable /dev/kvm; without one it runs in the KVM lab (tests/lab). Each sample is one process from its
 start until the guest's init speaks: time, processor time, exits of the vCPU by kind, system calls, and the
-private memory that the process then holds beside the guest's RAM. Then it is paused a few times, and left
-alone.
+private memory that the process then holds beside the guest's RAM. Then it is left alone, and paused a few
+times; not the other way round, because a guest of QEMU's wakes up less often once it was paused.
 
 Two kinds of exits follow time and not the VMM: windows for interrupts are those of the guest's own timer,
-of which a longer boot has more, and a guest halts when it has spoken, while its counters are being read.
+of which a longer boot has more, and a guest halts when it has spoken, while its counters are being read. The
+latter is told without a judgement.
 """
 
 import contextlib
@@ -68,7 +69,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Sample:
-    """One life: up to the first word from user space, then pauses, then rest."""
+    """One life: up to the first word from user space, then rest, then pauses."""
 
     seconds: float
     native_seconds: float
@@ -114,7 +115,8 @@ def _verdicts(taken: dict[str, list[Sample]]) -> Iterator[tuple[str, bool]]:
     yield _compare("processor seconds to user space", taken, lambda s: s.cpu_seconds, FEWER)
     yield _compare("system calls to user space", taken, lambda s: s.syscalls, FEWER)
     for kind in sorted({kind for samples in taken.values() for s in samples for kind in s.exits}):
-        yield _compare(f"KVM to user space: {kind}", taken, partial(Sample.exits_of, kind=kind), FEWER)
+        budget = None if kind == "halt_exits" else FEWER
+        yield _compare(f"KVM to user space: {kind}", taken, partial(Sample.exits_of, kind=kind), budget)
     yield _compare("pause, seconds", taken, lambda s: s.pause_seconds, FEWER)
     yield _compare("exits per second at rest", taken, lambda s: s.idle_exits_per_s, FEWER)
     yield _compare("private MiB beside the guest's RAM", taken, lambda s: s.memory.private / 1024, None)
@@ -154,11 +156,11 @@ def live(side: Side) -> Sample:
                 exits, calls = _exits(process.pid), syscalls(process.pid)
                 with QmpClient(side.qmp, timeout_s=patient(DEADLINE_S)) as qmp:
                     configured = _configured(process, qmp) if side.tells_start else begin
-                    pause_seconds = statistics.median(_pause(qmp) for _ in range(PAUSES))
                     time.sleep(SETTLE_S)  # what is to be measured is a guest that has nothing to do
                     before = _exits(process.pid)["exits"]
                     time.sleep(IDLE_S)
                     idle = _exits(process.pid)["exits"] - before
+                    pause_seconds = statistics.median(_pause(qmp) for _ in range(PAUSES))
                 return Sample(
                     seconds=ready - begin,
                     native_seconds=ready - configured,
@@ -255,7 +257,7 @@ def _compare(
         say(f"{title}: {side}: {series(row, unit='')}")
     ours, theirs = values.values()
     if not all(ours) or not all(theirs):
-        missed = sum(ours) > sum(theirs)
+        missed = budget is not None and sum(ours) > sum(theirs)
         say(f"{title}: no ratio, since some are zero{'; MISSED' if missed else ''}")
         return title, missed
     found = ratio(ours, theirs)

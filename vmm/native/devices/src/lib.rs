@@ -9,6 +9,7 @@ mod bucket;
 pub mod console;
 pub mod fs;
 mod limits;
+mod linger;
 pub mod net;
 pub mod rng;
 mod timer;

@@ -15,6 +15,7 @@ use super::metrics::BlockMetrics;
 use super::queue::{self, ID_LEN, Request, Status};
 use super::request::{Active, Answer, Next, Tools};
 use crate::limits::{Limiter, Limits};
+use crate::linger::Linger;
 use crate::timer::Timer;
 
 /// Most requests in flight in all queues together; more wait in their rings.
@@ -23,17 +24,23 @@ pub(super) const MAX_IN_FLIGHT: usize = 256;
 /// A batch ends at this many bytes: data in the page cache is copied while it is submitted, and the guest goes on
 /// with the first request of a batch while the others are copied.
 const BATCH_BYTES: u64 = 1 << 18;
+/// Small requests of which the driver is told at once, as long as it has more in its ring: an interrupt for each
+/// costs it more than the request does.
+const ANSWERS_AT_ONCE: u32 = 8;
 /// Rounds in one go; commands to the device thread wait for no more.
 const MAX_ROUNDS: usize = 64;
 
 #[derive(Debug, Default)]
 struct QueueState {
+    linger: Linger,
     /// There may be something in the ring.
     pending: bool,
     /// Kicks are suppressed.
     quiet: bool,
-    /// Something was answered since the driver was told last.
-    answered: bool,
+    /// How many were answered since the driver was told last.
+    answered: u32,
+    /// Bytes of those.
+    answered_bytes: u64,
 }
 
 /// Why requests stay in their rings.
@@ -141,12 +148,13 @@ impl Server {
             // What came before a fault is carried out all the same.
             let flushed = self.engine.flush();
             let collected = self.collect(io);
-            self.announce(io)?;
+            self.announce(io, !matches!(taken, Ok(true)))?;
             let (taken, collected) = (taken?, collected?);
             if !taken && !collected {
                 return Ok(if flushed { Progress::Idle } else { Progress::Again });
             }
         }
+        self.announce(io, true)?;
         Ok(Progress::Again)
     }
 
@@ -203,6 +211,12 @@ impl Server {
         if taken || self.hold.is_some() {
             return Ok(taken);
         }
+        if let Some(state) = self.queues.get_mut(index)
+            && state.answered > 0
+            && state.linger.more_comes(|| ring.has_available())
+        {
+            return Ok(true);
+        }
         // Only a look at an empty ring ends the work on it: more may have come while this was done.
         let more = ring.allow_kicks()?;
         if let Some(state) = self.queues.get_mut(index) {
@@ -238,9 +252,10 @@ impl Server {
             // No room for header or status, so no way to answer.
             BlockMetrics::add(&self.metrics.requests, 1);
             ring.complete(active.chain.head(), 0)?;
-            self.answered(queue);
+            self.answered(queue, 0);
             return Ok(Taken::Answered);
         };
+        active.request = request;
         let needs = match active.prepare(ring, request, &self.disk, self.readonly) {
             Ok(needs) => needs,
             Err(mut answer) => {
@@ -275,7 +290,6 @@ impl Server {
         }
         BlockMetrics::add(&self.metrics.bounced, u64::from(needs.bounce));
         self.in_flight += 1;
-        active.request = request;
         let mut tools =
             Tools { disk: &self.disk, bounces: &mut self.bounces, durable: self.durable, cancelling: false };
         match active.begin(&mut tools) {
@@ -358,23 +372,31 @@ impl Server {
         // The status byte is the last; between it and short data nothing was written.
         let written = if answer.written == last { last + 1 } else { answer.written.max(1) };
         ring.complete(active.chain.head(), written)?;
+        let bytes = match active.request {
+            Request::Read { len, .. } | Request::Write { len, .. } => len,
+            _ => 0,
+        };
         let queue = active.queue;
-        self.answered(queue);
+        self.answered(queue, bytes);
         Ok(())
     }
 
-    fn answered(&mut self, queue: u16) {
+    fn answered(&mut self, queue: u16, bytes: u32) {
         if let Some(state) = self.queues.get_mut(usize::from(queue)) {
-            state.answered = true;
+            state.answered += 1;
+            state.answered_bytes += u64::from(bytes);
         }
     }
 
-    /// Tells the driver, once for all that was answered.
-    fn announce(&mut self, io: &mut DeviceIo<'_>) -> Result<(), DeviceFault> {
+    /// Tells the driver of what was answered, unless more of it is to come soon and it is not `all`.
+    fn announce(&mut self, io: &mut DeviceIo<'_>, all: bool) -> Result<(), DeviceFault> {
         for (index, state) in self.queues.iter_mut().enumerate() {
-            if std::mem::take(&mut state.answered)
-                && let Some(mut ring) = io.ring(index as u16)
-            {
+            let much = state.answered >= ANSWERS_AT_ONCE || state.answered_bytes >= BATCH_BYTES;
+            if state.answered == 0 || !(all || much) {
+                continue;
+            }
+            (state.answered, state.answered_bytes) = (0, 0);
+            if let Some(mut ring) = io.ring(index as u16) {
                 ring.notify()?;
             }
         }
@@ -417,7 +439,7 @@ impl Server {
             self.engine.wait();
         }
         // The same: a ring that cannot be told is one that needs a reset.
-        let _ = self.announce(io);
+        let _ = self.announce(io, true);
     }
 
     /// Gives up what is in flight: its driver is gone.
