@@ -84,7 +84,10 @@ pub(super) struct Connection {
     hung_up: bool,
     told_twice: bool,
     watched: Watched,
-    credit_asked: bool,
+    /// Whether somebody looks from time to time if the stream stands still.
+    pub(super) observed: bool,
+    /// The guest was asked for room, and has given none yet.
+    pub(super) asked_for_room: bool,
     shutdown_told: u32,
     /// How many guest buffers to offer to the next read; follows what reads yield.
     pub(super) batch: usize,
@@ -127,7 +130,8 @@ impl Connection {
             hung_up: false,
             told_twice: false,
             watched: Watched::FRESH,
-            credit_asked: false,
+            observed: false,
+            asked_for_room: false,
             shutdown_told: 0,
             batch: 1,
             in_this_turn: 0,
@@ -166,9 +170,7 @@ impl Connection {
     pub(super) fn take_credit(&mut self, header: &Header) {
         self.guest_window = header.buf_alloc;
         self.guest_fwd_cnt = Wrapping(header.fwd_cnt);
-        if self.guest_room() > 0 {
-            self.credit_asked = false;
-        }
+        self.asked_for_room &= self.guest_room() == 0;
     }
 
     /// Bytes that the guest has room for. A guest that counts wrongly gets none.
@@ -387,8 +389,18 @@ impl Connection {
         flags & !self.shutdown_told
     }
 
+    /// Whether the guest has to make room before anything more can be sent to it.
+    pub(super) fn waits_for_room(&self) -> bool {
+        self.ports.is_some() && self.has_data() && self.guest_room() == 0
+    }
+
+    /// How much went to the guest so far, modulo 2^32.
+    pub(super) fn sent_to_guest(&self) -> u32 {
+        self.rx_cnt.0
+    }
+
     /// Whether anything is to be sent to the guest.
-    pub(super) fn has_work(&mut self) -> bool {
+    pub(super) fn has_work(&self) -> bool {
         if self.ports.is_none() {
             return false;
         }
@@ -399,15 +411,7 @@ impl Connection {
         if self.shutdown_due() != 0 {
             return true;
         }
-        if !self.has_data() {
-            return false;
-        }
-        if self.guest_room() == 0 {
-            // Asked once per stall: a lost or late update must not stop the stream for ever.
-            self.due.credit_request = !std::mem::replace(&mut self.credit_asked, true);
-            return self.due.credit_request;
-        }
-        true
+        self.has_data() && self.guest_room() > 0
     }
 
     /// The next control packet, and takes note that it is sent.

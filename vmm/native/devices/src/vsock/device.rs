@@ -44,6 +44,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a host program with a full backlog is asked again.
 const DIAL_AGAIN: Duration = Duration::from_millis(5);
 
+/// How long a stream may stand still for want of room in the guest before the guest is asked for news. Linux
+/// tells by itself when it has consumed three quarters of its window, and each question costs it an answer.
+const STANDSTILL: Duration = Duration::from_millis(50);
+
 /// How long the listener rests when the process has no descriptors left.
 const LISTEN_AGAIN: Duration = Duration::from_millis(100);
 
@@ -83,6 +87,8 @@ pub struct Vsock {
     pub(super) unannounced_pieces: usize,
     timer: Timer,
     pub(super) deadlines: VecDeque<(Instant, Token)>,
+    /// Streams that waited for room in the guest, with what they had sent by then.
+    observed: VecDeque<(Instant, Token, u32)>,
     pub(super) dialling: Vec<Token>,
     pub(super) listeners_aside: bool,
     pub(super) transmit_pending: bool,
@@ -129,6 +135,7 @@ impl Vsock {
             unannounced_pieces: 0,
             timer: Timer::new()?,
             deadlines: VecDeque::new(),
+            observed: VecDeque::new(),
             dialling: Vec::new(),
             listeners_aside: false,
             transmit_pending: false,
@@ -168,7 +175,10 @@ impl Vsock {
     }
 
     pub(super) fn set_timer(&mut self) {
-        let next = self.deadlines.front().map(|(when, _)| when.saturating_duration_since(Instant::now()));
+        let deadline = self.deadlines.front().map(|(when, _)| *when);
+        let look = self.observed.front().map(|(when, ..)| *when);
+        let next = deadline.into_iter().chain(look).min();
+        let next = next.map(|when| when.saturating_duration_since(Instant::now()));
         if !self.dialling.is_empty() {
             self.timer.arm(DIAL_AGAIN);
         } else if self.listeners_aside {
@@ -211,7 +221,35 @@ impl Vsock {
                 None => {}
             }
         }
+        self.look_at_the_observed(now);
         self.set_timer();
+    }
+
+    /// Looks again later if the stream waits for room in the guest.
+    pub(super) fn observe(&mut self, token: Token) {
+        let Some(connection) = self.table.connection(token) else { return };
+        if connection.waits_for_room() && !connection.asked_for_room && !connection.observed {
+            connection.observed = true;
+            self.observed.push_back((Instant::now() + STANDSTILL, token, connection.sent_to_guest()));
+            if self.observed.len() == 1 {
+                self.set_timer();
+            }
+        }
+    }
+
+    /// Asks the guest for news of its window where nothing has moved.
+    fn look_at_the_observed(&mut self, now: Instant) {
+        while self.observed.front().is_some_and(|(when, ..)| *when <= now) {
+            let Some((_, token, sent)) = self.observed.pop_front() else { break };
+            let Some(connection) = self.table.connection(token) else { continue };
+            connection.observed = false;
+            if connection.waits_for_room() && connection.sent_to_guest() == sent {
+                connection.asked_for_room = true;
+                connection.due.credit_request = true;
+                self.table.schedule(token);
+            }
+            self.observe(token);
+        }
     }
 
     /// Too late: a client that said nothing, a guest or a host program that did not answer.
@@ -283,6 +321,7 @@ impl Vsock {
                     self.forget(token);
                 } else {
                     self.table.schedule(token);
+                    self.observe(token);
                     self.watch_otherwise(events, token);
                 }
             }

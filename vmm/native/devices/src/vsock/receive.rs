@@ -95,6 +95,7 @@ impl Vsock {
             Ok(Turn::CutShort(_)) => self.table.turn_goes_on(token),
             Ok(_) => {
                 self.table.schedule(token);
+                self.observe(token);
                 self.watch_otherwise(events, token);
             }
             Err(_) => {}
