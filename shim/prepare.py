@@ -266,9 +266,7 @@ class Preparation:
                 log_fd=writing,
                 tap_fds=tuple(tap.fd for tap in self.taps),
                 cgroups=tuple(self.cgroup.directories),
-                log_level=early_log.VMM_LEVELS[
-                    "debug" if self.params.debug else self.settings.shim.log_level
-                ],
+                log_level=early_log.VMM_LEVELS[self.log_level],
                 jail=tuple(launch_options(document, str(self.layout.jail))) if enabled(document) else (),
             )
             self.vmm_pid = launch.launch_vmm(paths.launcher(), command)
