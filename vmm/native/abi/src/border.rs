@@ -115,23 +115,13 @@ pub unsafe extern "C" fn strato_vmm_events_create(ret: *mut *mut Events) -> i32 
         if ret.is_null() {
             return Err(null("ret"));
         }
-        share_arenas();
+        strato_virtio::allocator::settle();
         let ring = Arc::new(EventRing::new()?);
         report_panics(&ring);
         let events = Box::new(Events(ring));
         // SAFETY: the header's rule for ret.
         unsafe { store(ret, Box::into_raw(events)) }
     })
-}
-
-/// The C library gives every thread memory of its own to allocate from. Device threads allocate little, and there
-/// are many of them: two places are enough for all.
-fn share_arenas() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it takes numbers, and may be called at any time.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 2)
-    };
 }
 
 #[unsafe(no_mangle)]

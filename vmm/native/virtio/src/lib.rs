@@ -11,6 +11,7 @@
 //! - a driver that breaks the ring protocol gets DEVICE_NEEDS_RESET, never an abort of the process;
 //! - a descriptor chain is refused as a whole if any part of it cannot be reached.
 
+pub mod allocator;
 mod chain;
 mod core;
 mod discard;

@@ -36,6 +36,7 @@ static KEEPER: OnceLock<Mutex<Sender<Order>>> = OnceLock::new();
 /// # Errors
 /// The kernel cannot confine threads, or there is no thread to be had.
 pub fn confine(otherwise: Otherwise) -> Result<()> {
+    crate::allocator::settle();
     strato_jail::confine_threads(otherwise)?;
     let (orders, inbox) = channel::<Order>();
     let keep = move || inbox.iter().for_each(|order| order());

@@ -9,16 +9,21 @@ use strato_virtio::thread::spawn;
 const THREADS: usize = 4;
 const SMALL: usize = 1000;
 const LARGE: usize = 4 << 20;
+/// In a thread's place to allocate from, whose end they are when they are given back.
+const BLOCK: usize = 64 << 10;
+const BLOCKS: usize = 16;
 
 pub(crate) fn work(role: Role) {
-    // As strato-vmm has it: threads share two places to allocate from, the process's own among them.
-    // SAFETY: it takes numbers, and may be called at any time.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
     let together = Arc::new(Barrier::new(THREADS));
     let threads: Vec<_> = (0..THREADS)
         .map(|number| {
             let together = Arc::clone(&together);
             spawn(Some(role), "memory", move || {
+                together.wait();
+                // Before anything large is given back: the allocator keeps more from then on.
+                let shrinks: Vec<Vec<u8>> = (0..BLOCKS).map(|_| vec![number as u8; BLOCK]).collect();
+                together.wait();
+                drop(black_box(shrinks));
                 together.wait();
                 let small: Vec<Vec<u8>> = (0..8000).map(|_| vec![number as u8; SMALL]).collect();
                 let mut large = black_box(vec![1u8; LARGE]);
