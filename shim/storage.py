@@ -36,7 +36,7 @@ from .oci.transform import VolumeRequest
 
 TYPE_CHECKING = False  # importing typing costs 2 ms, and the VM has not been started yet
 if TYPE_CHECKING:
-    from typing import Any, Protocol
+    from typing import Protocol
 else:
     Protocol = object
 
@@ -430,5 +430,4 @@ class _Action(Protocol):
 def _system_calls() -> MountCalls:
     import vmm.sys  # not needed by the delete verb
 
-    calls: Any = vmm.sys
-    return calls  # type: ignore[no-any-return]
+    return vmm.sys

@@ -158,13 +158,14 @@ class _StandardFields:
     def __get__(self, instance: object, owner: Any) -> dict[str, Any]:
         import dataclasses
 
-        standard: dict[str, Any] = {}
+        members = []
         for name, item in owner.__record_fields__.items():
             default = {"default": item.default} if item.default is not MISSING else {}
             if item.default_factory is not MISSING:
                 default = {"default_factory": item.default_factory}
-            made: Any = dataclasses.field(**default, metadata=item.metadata)
-            made.name, made.type, made._field_type = name, item.type, dataclasses._FIELD  # type: ignore[attr-defined]
-            standard[name] = made
+            members.append((name, item.type, dataclasses.field(**default, metadata=item.metadata)))
+        # By name only, or fields without a default could not follow others.
+        twin: Any = dataclasses.make_dataclass(owner.__name__, members, kw_only=True)
+        standard: dict[str, Any] = twin.__dataclass_fields__
         owner.__dataclass_fields__ = standard
         return standard

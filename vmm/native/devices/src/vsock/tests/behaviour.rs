@@ -311,6 +311,7 @@ fn guest_without_room_gets_nothing_but_one_question() {
     // Not at once: a guest that consumes tells by itself.
     guest.expect_silence();
     assert_eq!(guest.expect().0.op, Op::CreditRequest);
+    // Four times as long as a stream has to stand still for the question; a device that fails here fails the test.
     for _ in 0..10 {
         guest.host.turn(20).unwrap();
     }
