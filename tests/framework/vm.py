@@ -23,6 +23,7 @@ from typing import Self
 from vmm import paths
 from vmm.config import BootConfig, ConsoleConfig, JailConfig, ProgramsConfig, VmConfig
 from vmm.decoding import decode, dump, encode
+from vmm.errors import HostError, QmpError
 from vmm.exit_report import ExitReport, read
 from vmm.jail.facts import completed
 from vmm.log import Level, Log
@@ -128,9 +129,20 @@ class Vm:
             raise VmFailureError(f"VM did not end as it should\n{self.describe()}") from error
 
     def describe(self) -> str:
-        """Return console and log for a failure message."""
+        """Return console, log and, of a VM that runs, counters for a failure message."""
         log = self.log_path.read_text(errors="replace")
-        return f"--- console\n{self.output}\n--- strato-vmm (status {self.process.poll()})\n{log}"
+        status = self.process.poll()
+        counters = self._counters() if status is None else "gone with it"
+        return (
+            f"--- console\n{self.output}\n--- strato-vmm (status {status})\n{log}\n--- counters\n{counters}"
+        )
+
+    def _counters(self) -> str:
+        try:
+            with QmpClient(self.qmp_path, timeout_s=patient(5.0)) as qmp:
+                return json.dumps(qmp.execute("x-strato-stats"))
+        except (HostError, QmpError) as error:
+            return str(error)
 
     def close(self) -> None:
         """End the VM if it runs, and everything that it started."""

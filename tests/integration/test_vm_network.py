@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.framework import guest_image
-from tests.framework.vm import DEADLINE_S, Vm, VmFactory, vm_factory
+from tests.framework.vm import DEADLINE_S, Vm, VmFactory, VmFailureError, vm_factory
 from tools import image
 from vmm.config import CpuConfig, NetConfig
 from vmm.sys import open_tap
@@ -45,9 +45,19 @@ class Wire:
     def run(self, words: str) -> str:
         """Run a program in the guest; what it printed."""
         start = len(self.vm.output)
-        answer = self.vm.ask(f"run {words}")
+        try:
+            answer = self.vm.ask(f"run {words}")
+        except VmFailureError as failure:
+            raise VmFailureError(f"{failure}\n{host_side()}") from None
         assert answer == "exit 0", self.vm.describe()
         return self.vm.output[start:]
+
+
+def host_side() -> str:
+    """What the host knows of streams and of the tap: tells which end of one that stands still waits."""
+    commands = (["ss", "-tnio"], ["ip", "-s", "link", "show", INTERFACE])
+    shown = (subprocess.run(command, capture_output=True, text=True, check=False) for command in commands)
+    return "\n".join(f"--- {' '.join(done.args)}\n{done.stdout}{done.stderr}" for done in shown)
 
 
 @pytest.fixture
@@ -71,6 +81,7 @@ def boot(factory: VmFactory, listener: socket.socket) -> Vm:
     finally:
         os.close(tap)
     listener.settimeout(DEADLINE_S)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a stream of a failed test may live on
     listener.bind((HOST, PORT))
     listener.listen()
     assert vm.ask(f"run /busybox ip address add {GUEST}/24 dev eth0") == "exit 0"
