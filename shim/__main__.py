@@ -39,6 +39,9 @@ def main(argv: list[str] | None = None) -> int:
 
             # There is no garbage while modules are imported, and looking for it takes a twelfth of that time.
             gc.disable()
+            from vmm import lean_pathlib
+
+            lean_pathlib.install()
             from . import server
 
             return server.main(params)

@@ -16,6 +16,7 @@ SHIM_USES = (
     "vmm.errors",
     "vmm.jail.facts",
     "vmm.jail.view",
+    "vmm.lean_pathlib",
     "vmm.log",
     "vmm.paths",
     "vmm.record",

@@ -92,7 +92,8 @@ def command(before_main: str = "pass") -> list[str]:
     # There is no garbage while modules are imported, and looking for it takes a twelfth of that time.
     code = (
         "import gc, sys; gc.disable(); "
-        f"sys.path[:] = {folders!r}; from vmm import lean_import; lean_import.install(); "
+        f"sys.path[:] = {folders!r}; "
+        "from vmm import lean_import, lean_pathlib; lean_import.install(); lean_pathlib.install(); "
         f"from vmm.__main__ import main; {before_main}; sys.exit(main())"
     )
     return [interpreter(), "-IS", "-c", code]
