@@ -6,7 +6,7 @@ QEMU's emulator knows AMD's virtualization with nested paging, so a Linux under 
 LabError
 ├── LabSetUpError    the test host cannot be started: something is not built or not installed
 └── LostHostError    the test host died, froze or ran out of time before its command had ended
-    └── FrozenHostError   a vCPU of it was no longer executed, which only the emulator can bring about
+    └── EmulatorError   by the doing of the emulator, and of nothing that ran on it
 """
 
 
@@ -22,7 +22,8 @@ class LostHostError(LabError):
     """The test host was lost; the text holds the end of its console."""
 
 
-class FrozenHostError(LostHostError):
-    """A vCPU gave no sign of life any more. QEMU before 8.1 may keep the translation of code that the kernel
-    is patching: the processor then meets the patch's int3 after it is gone, and never comes back.
+class EmulatorError(LostHostError):
+    """Only the emulator can have done this. A vCPU gave no sign of life any more: QEMU before 8.1 may keep
+    the translation of code that the kernel is patching, and the processor meets the patch's int3 for ever. Or
+    it is what `emulator.fault` knows of.
     """

@@ -1,9 +1,9 @@
 """`pytest --lab`: the tests that need a VM run in one test host, and each is reported as if it had run here.
 
 The group is started when the other tests are through. A test host that is lost fails the test that was
-running, with the console, and every test after it by name. Only where it froze, which is the emulator's doing
-(FrozenHostError), that test and those after it run in another one, and the summary says so; a test in which
-two freeze has failed.
+running, with the console, and every test after it by name. Only where that is the emulator's doing
+(EmulatorError), that test and those after it run in another one, and the summary says so; a test in which
+two are lost has failed.
 """
 
 import json
@@ -20,14 +20,14 @@ import pytest
 from tests.framework import compiler
 from tests.framework.engine import VARIABLE as ENGINE_VARIABLE
 
-from . import FrozenHostError, LabError, LostHostError, selection
+from . import EmulatorError, LabError, LostHostError, selection
 from .host import LabHost, Outcome
 from .inside import REPORTS
 from .settings import Command, LabSettings, inherited_environment
 
 _FULL_FACTOR = 4
 _KEPT_BYTES = 8192
-_MOST_FROZEN = 3
+_MOST_REPLACED = 3
 # pytest's statuses that say nothing more than the reports do: all passed, some failed.
 _ORDINARY = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
 
@@ -38,8 +38,8 @@ class LabPlugin:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._outcome: Outcome | None = None
-        self._frozen: dict[str, str] = {}
-        """Tests in which a test host froze, and what was seen of it."""
+        self._replaced: dict[str, str] = {}
+        """Tests in which the emulator lost a test host, and what was seen of it."""
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Iterator[None]:
@@ -58,9 +58,9 @@ class LabPlugin:
         return result
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        for test, why in self._frozen.items():
+        for test, why in self._replaced.items():
             terminalreporter.write_line(
-                f"KVM lab: a test host froze in {test}, which began anew in another: {why}"
+                f"KVM lab: the emulator lost a test host in {test}, which began anew in another: {why}"
             )
         if self._outcome is not None:
             terminalreporter.write_line(f"KVM lab: {self._outcome}")
@@ -90,9 +90,9 @@ class LabPlugin:
             except LostHostError as error:
                 left = relay.left()
                 test = left[0].nodeid if left else ""
-                tried = test in self._frozen or len(self._frozen) == _MOST_FROZEN
-                if isinstance(error, FrozenHostError) and left and not tried:
-                    self._frozen[test] = str(error).partition("\n")[0]
+                tried = test in self._replaced or len(self._replaced) == _MOST_REPLACED
+                if isinstance(error, EmulatorError) and left and not tried:
+                    self._replaced[test] = str(error).partition("\n")[0]
                     return left
                 relay.fail_rest(str(error))
         if session.shouldfail:

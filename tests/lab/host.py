@@ -28,7 +28,7 @@ from vmm.engines import host_clock
 from vmm.errors import VmmError
 from vmm.log import Log
 
-from . import FrozenHostError, LabSetUpError, LostHostError, initramfs, machine
+from . import EmulatorError, LabSetUpError, LostHostError, emulator, initramfs, machine
 from .console import Console
 from .settings import RESULTS_VARIABLE, Command, LabSettings
 from .watchdog import Frozen, Watchdog
@@ -115,7 +115,7 @@ class LabHost:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def wait(self, listener: Listener) -> Outcome:
-        """Wait for the command's end and the test host's. Raises LostHostError, FrozenHostError."""
+        """Wait for the command's end and the test host's. Raises LostHostError, EmulatorError."""
         watch = _Watch(self.settings, self.console, listener)
         console, output = self._sockets
         with selectors.DefaultSelector() as selector:
@@ -152,7 +152,10 @@ class LabHost:
             text = "\n".join(line for line in lines if _NOISE not in line)
             logs += [f"--- {path.name}\n{text}"] if text else []
         alive = f"ended by then: {', '.join(dead) or 'nothing'}"
-        kind = FrozenHostError if isinstance(why, Frozen) else LostHostError
+        fault = emulator.fault("\n".join(self.console.lines))
+        if fault is not None:
+            why = f"{why}: it {fault}"
+        kind = EmulatorError if fault is not None or isinstance(why, Frozen) else LostHostError
         return kind("\n".join([f"Test host {why}; {alive}", *logs]))
 
     def _start(self) -> None:

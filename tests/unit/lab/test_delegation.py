@@ -54,7 +54,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import FrozenHostError, LostHostError, delegation
+from tests.lab import EmulatorError, LostHostError, delegation
 from tests.lab.host import Outcome
 from tests.lab.settings import RESULTS_VARIABLE
 
@@ -80,7 +80,7 @@ class Here:
         if done.returncode == 9 and os.environ["LOSE"] == "host":
             raise LostHostError("Test host was lost")
         if done.returncode == 9 and os.environ["LOSE"].startswith("freeze"):
-            raise FrozenHostError("Test host froze\\n--- console")
+            raise EmulatorError("Test host froze\\n--- console")
         return Outcome(done.returncode, 1.0, 2.0, 3.0)
 
 
@@ -160,7 +160,7 @@ def test_frozen_host_is_replaced_once_for_a_test_and_told(tmp_path: Path) -> Non
     assert status == pytest.ExitCode.TESTS_FAILED
     assert "1 failed, 4 passed, 1 skipped, 1 error" in text
     assert re.search(
-        r"a test host froze in \S+test_that_ends_pytest, which began anew in another: Test host froze\n", text
+        r"the emulator lost a test host in \S+_pytest, which began anew in another: Test host froze\n", text
     )
     assert len([*(tmp_path / "results").iterdir()]) == 2
 
