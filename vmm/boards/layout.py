@@ -55,6 +55,8 @@ class MachineLayout:
     """The whole map of a machine."""
 
     ram: tuple[MemoryRegion, ...]
+    hotplug_addr: int
+    """Where memory that is added later (virtio-mem) begins. Nothing is or comes there otherwise."""
     slots: tuple[SlotPlan, ...]
     """All slots that the guest is told of, in the order in which it probes them."""
     platform: PlatformPlan
@@ -64,6 +66,7 @@ class MachineLayout:
         platform = self.platform
         lines = [
             f"  ram      {', '.join(region.describe() for region in self.ram)}",
+            f"  hotplug  from {self.hotplug_addr:#x}, none",
             f"  acpi     tables {platform.tables_addr:#x}, generation {platform.generation_addr:#x}, "
             f"events {platform.power_port:#x} gsi {platform.ged_gsi}",
             f"  pvpanic  port {platform.pvpanic_port:#x}",

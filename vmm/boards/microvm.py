@@ -17,6 +17,8 @@ HOLE_ADDR = 0xC000_0000
 """RAM ends here at the latest; the rest of it begins where the hole ends. In the hole are the slots and,
 where x86 wants them, the interrupt controllers."""
 HOLE_END_ADDR = 0x1_0000_0000
+HOTPLUG_ALIGNMENT = 2 << 30
+"""Linux adds memory by blocks, of at most 2 GiB each (arch/x86/mm/init_64.c, probe_memory_block_size)."""
 SLOT_BYTES = 0x1000
 FIRST_SLOT_GSI = 6
 SLOT_GSIS = 18
@@ -89,14 +91,22 @@ def ram(size_mib: int) -> tuple[MemoryRegion, ...]:
     return (low, MemoryRegion(HOLE_END_ADDR, size - HOLE_ADDR))
 
 
+def hotplug_addr(regions: tuple[MemoryRegion, ...]) -> int:
+    """Return where memory that is added later begins: beyond the hole, and on a block's boundary."""
+    end = max(HOLE_END_ADDR, regions[-1].guest_addr + regions[-1].bytes)
+    return -(-end // HOTPLUG_ALIGNMENT) * HOTPLUG_ALIGNMENT
+
+
 def _layout(config: VmConfig, *, slots: int) -> MachineLayout:
     platform = PLATFORM
     if config.serial.log is not None:
         from ..record import replace
 
         platform = replace(platform, serial_port=SERIAL_PORT, serial_gsi=SERIAL_GSI)
+    regions = ram(config.memory.size_mib)
     return MachineLayout(
-        ram=ram(config.memory.size_mib),
+        ram=regions,
+        hotplug_addr=hotplug_addr(regions),
         slots=tuple(
             SlotPlan(index, HOLE_ADDR + index * SLOT_BYTES, FIRST_SLOT_GSI + index % SLOT_GSIS)
             for index in range(slots)

@@ -122,6 +122,24 @@ def test_ram_leaves_the_hole_below_4_gib_free(size_mib: int, regions: list[tuple
     assert ram(size_mib) == tuple(MemoryRegion(*region) for region in regions)
 
 
+@pytest.mark.parametrize(
+    ("size_mib", "addr"),
+    [
+        (128, 4 * GIB),
+        (3072, 4 * GIB),
+        (3073, 6 * GIB),
+        (5120, 6 * GIB),
+        (5121, 8 * GIB),
+    ],
+)
+def test_memory_added_later_has_a_place_beyond_all_ram(size_mib: int, addr: int) -> None:
+    layout = plan(replace(CONFIG, memory=MemoryConfig(size_mib=size_mib))).layout
+
+    assert layout is not None
+    assert layout.hotplug_addr == addr
+    assert f"hotplug  from {addr:#x}, none" in "\n".join(layout.describe())
+
+
 def test_spare_slots_follow_the_devices_as_far_as_the_board_has_them() -> None:
     few, many = plan(replace(CONFIG, spare_slots=3)), plan(replace(CONFIG, spare_slots=31))
 
