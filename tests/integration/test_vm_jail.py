@@ -112,20 +112,18 @@ def test_nothing_is_visible_but_what_the_configuration_lists(vm: Vm) -> None:
     listed = {form for path in named for form in (path, path.resolve())} - {Path("/")}
     libraries = re.compile(r".*/lib.*\.so(\.[0-9.]+)?$|/etc/ld\.so\.")
 
-    seen = []
+    seen, whole = [], set()
     for folder, folders, files in os.walk(root):
         inside = Path("/", Path(folder).relative_to(root))
         if inside == Path("/"):
             folders.remove("proc")
         seen += [inside / name for name in files]
-    strangers = [
-        path
-        for path in seen
-        if not any(path == own or path.is_relative_to(own) for own in listed)
-        and not libraries.match(str(path))
-    ]
-    assert len(seen) > 100
-    assert strangers == []
+        # A folder that is listed may be seen whole: the standard library alone has thousands of files.
+        whole |= {inside / name for name in folders} & listed
+        folders[:] = [name for name in folders if inside / name not in listed]
+    assert [path for path in seen if path not in listed and not libraries.match(str(path))] == []
+    assert len(seen) > 10
+    assert Path(view.__file__).resolve().parents[1] in whole
     for path in ("etc/passwd", "etc/shadow", "root/.ssh", "home", "sys", "bin/sh", "usr/bin/env", "dev/mem"):
         assert not (root / path).exists(), path
     assert not (root / "proc/sys").exists()
@@ -173,7 +171,14 @@ def test_forbidden_call_of_the_first_thread_ends_the_vm(vms: VmFactory, name: st
     vm.process.reaped(-signal.SIGSYS)
 
 
-@pytest.mark.parametrize("name", ["keeper", "rng"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "keeper",
+        "rng",
+        pytest.param("vcpu0", marks=pytest.mark.engine("kvm", reason="a vCPU is one of QEMU's threads")),
+    ],
+)
 def test_forbidden_call_of_any_other_thread_ends_the_vm(vms: VmFactory, name: str) -> None:
     vm = vms.boot()
 

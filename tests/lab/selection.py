@@ -1,8 +1,8 @@
 """Which tests run in the KVM lab: the one list to change.
 
-`make test-lab` runs CORE without LONG, `make test-full` every test of FOLDERS but TOO_LONG and
-BREAKS_THE_HOST, both on containerd 2.3 alone: what differs between daemons does not depend on the engine. An
-entry is the beginning of a test's node id: a file, a class, a function with all parameters, or one of these.
+`make test-lab` runs CORE without LONG, `make test-full` every test of FOLDERS but TOO_LONG, both on
+containerd 2.3 alone: what differs between daemons does not depend on the engine. An entry is the beginning of
+a test's node id: a file, a class, a function with all parameters, or one of these.
 """
 
 import re
@@ -18,6 +18,11 @@ CORE = (
     "tests/integration/test_vm_devices.py::test_share_is_read_and_written_by_both_sides[strato-auto]",
     "tests/integration/test_vm_devices.py::test_vsock_carries_bytes_from_host_to_guest_and_back[strato]",
     "tests/integration/test_vm_hotplug.py",
+    "tests/integration/test_vm_jail.py::test_every_thread_is_confined",
+    "tests/integration/test_vm_jail.py::test_forbidden_call_of_any_other_thread_ends_the_vm[vcpu0]",
+    "tests/integration/test_vm_jail.py::test_files_of_the_host_and_of_other_sandboxes_are_out_of_reach",
+    "tests/integration/test_vm_jail.py::test_no_descriptor_is_open_that_nobody_has_listed",
+    "tests/integration/test_vm_jail.py::test_nothing_is_visible",
     "tests/integration/test_vm_kvm.py",
     "tests/integration/test_vm_memory.py::test_balloon_takes_memory_and_gives_it_back",
     "tests/integration/test_vm_network.py",
@@ -42,18 +47,12 @@ TOO_LONG = (
     "tests/containerd/test_exec.py::test_fifty_execs",
 )
 
-BREAKS_THE_HOST = (
-    "tests/integration/test_vm_jail.py::test_nothing_is_visible_but_what_the_configuration_lists",
-)
-"""Walks over all that a VM sees of the test host. After it the virtiofsd that serves the test host's root
-answers EBADF whenever a file is opened; why is not known."""
-
 _OTHER_DAEMONS = re.compile(r"\[(1\.6|2\.3-grpc)\b")
 
 
 def belongs(node_id: str, *, full: bool) -> bool:
     """Whether a test is part of the rung `lab`, beside those that live in tests/lab."""
-    if _OTHER_DAEMONS.search(node_id) or node_id.startswith((*TOO_LONG, *BREAKS_THE_HOST)):
+    if _OTHER_DAEMONS.search(node_id) or node_id.startswith(TOO_LONG):
         return False
     return node_id.startswith(FOLDERS) if full else node_id.startswith(CORE) and not node_id.startswith(LONG)
 

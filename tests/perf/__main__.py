@@ -7,14 +7,15 @@ import ctypes
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from tests.conftest import PR_SET_CHILD_SUBREAPER
 from tests.framework.daemons import DaemonOptions, TestDaemon
 from tests.framework.runtime import STRATO, Runtime, runtime_under_test
 from tools.containerd import scratch_directory
 
-from . import bench, devices, kvm_devices, machine
-from .report import say
+from . import bench, devices, kvm, kvm_devices, machine
+from .report import OVER, say
 
 CONTAINERS = "containers"
 GROUPS: dict[str, Callable[[int], list[str]]] = {
@@ -22,8 +23,8 @@ GROUPS: dict[str, Callable[[int], list[str]]] = {
     "block": devices.block,
     "vsock": devices.vsock,
     "net": devices.net,
-    "machine": machine.machine,
-    kvm_devices.GROUP: kvm_devices.kvm_devices,
+    machine.GROUP: partial(kvm.run, machine.GROUP, machine.machine),
+    kvm_devices.GROUP: partial(kvm.run, kvm_devices.GROUP, kvm_devices.kvm_devices),
 }
 
 
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.only or names:
         say(f"== {name}")
         over += containers(options.rounds) if name == CONTAINERS else GROUPS[name](options.rounds)
-    say(f"Over budget: {', '.join(over)}" if over else "All ratios are within their budgets")
+    say(f"{OVER}{', '.join(over)}" if over else "All ratios are within their budgets")
     return 1 if over else 0
 
 

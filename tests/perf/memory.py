@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,7 +82,12 @@ def _mappings(pid: int) -> list[_Mapping]:
 
 def of_bare_interpreter() -> Memory:
     """Measures a Python that has imported nothing: what a figure "above the interpreter" is above."""
-    command = [sys.executable, "-IS", "-c", "import sys; print(); sys.stdout.flush(); sys.stdin.read()"]
+    code = "import sys; print(); sys.stdout.flush(); sys.stdin.read()"
+    return of_command([sys.executable, "-IS", "-c", code])
+
+
+def of_command(command: Sequence[str]) -> Memory:
+    """Measures a program that prints a line when it is ready, and ends with its input."""
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
