@@ -212,7 +212,9 @@ mod tests {
             serial.write(DATA, b"x");
         }
         let refilled = begin.elapsed().as_secs() + 1;
-        assert!(serial.dropped() >= LIMIT.burst - refilled * LIMIT.rate, "{}", serial.dropped());
+        // On a machine that takes long enough for it, everything may go out.
+        let surely_too_much = LIMIT.burst.saturating_sub(refilled * LIMIT.rate);
+        assert!(serial.dropped() >= surely_too_much, "{}", serial.dropped());
     }
 
     #[test]

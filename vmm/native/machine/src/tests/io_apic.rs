@@ -27,12 +27,15 @@ fn writes_of_the_select_register_are_exits_only_when_the_ring_is_full() {
     );
     let said = Probe::new();
     let Some(plan) = Plan::new(code) else { return };
-    // The ring takes 169, and the exit that finds it full empties it.
-    let expected = if keeps_writes(&plan) { (2, 398) } else { (400, 0) };
+    // The ring takes 169, and the exit that finds it full empties it. Before Linux 6.12 KVM sometimes takes it for full
+    // when its positions wrap around (virt/kvm/coalesced_mmio.c, `coalesced_mmio_has_room`).
+    let expected = if keeps_writes(&plan) { 2..=4 } else { 400..=400 };
     let guest = plan.port(0x10, 4, said.clone()).run();
     assert_eq!(said.next_write(), 1u32.to_le_bytes());
     assert!(guest.park());
-    assert_eq!((guest.counter("exits_mmio_write"), guest.vm.interrupts().coalesced_writes()), expected);
+    let exits = guest.counter("exits_mmio_write");
+    assert!(expected.contains(&exits), "{exits}");
+    assert_eq!(exits + guest.vm.interrupts().coalesced_writes(), 400);
     assert_eq!((guest.counter("exits_mmio_read"), guest.counter("unknown_writes")), (1, 0));
 }
 
