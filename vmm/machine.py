@@ -206,6 +206,7 @@ class Machine(Observer):
     def remove_device(self, device_id: str) -> None:
         """Take an added device away. Raises QmpCommandError, HostError, StateError, EngineError."""
         self.hotplug("device_del").remove(device_id)
+        self._drive_limits.pop(device_id, None)
         self._announce("DEVICE_DELETED", {"device": device_id, "path": f"/machine/peripheral/{device_id}"})
 
     def drives(self) -> list[tuple[DevicePlan, DriveConfig, int]]:
