@@ -4,7 +4,7 @@ A test gives `drive` a script, which talks to the VM by a `QemuSession` and retu
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -22,10 +22,9 @@ class QemuSession:
         self.client = client
         self._events = events
 
-    async def execute(self, command: str, **arguments: object) -> Any:
-        """Run a command; `_` in an argument's name stands for `-`. Raises ExecuteError."""
-        named = {name.replace("_", "-"): value for name, value in arguments.items()}
-        return await self.client.execute(command, named)
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> Any:
+        """Run a command and return its answer. Raises ExecuteError with the server's words."""
+        return await self.client.execute(command, dict(arguments or {}))
 
     async def event(self, name: str) -> dict[str, Any]:
         """Wait for an event and return its data; those before it are dropped."""

@@ -72,7 +72,7 @@ def test_qemus_own_client_drives_the_vm(lasting_vm: Vm) -> None:
             await qemu.event(event)
             seen.append((await qemu.execute("query-status"))["status"])
         with pytest.raises(QMPError, match="migrate has not been found"):
-            await qemu.execute("migrate", uri="tcp:1")
+            await qemu.execute("migrate", {"uri": "tcp:1"})
         return seen
 
     assert drive(lasting_vm, stop_and_go) == ["paused", "running"]
@@ -119,7 +119,7 @@ def test_qemus_own_client_blows_the_balloon_up_and_lets_air_out(vms: VmFactory) 
     async def blow(qemu: QemuSession) -> list[int]:
         seen = [(await qemu.execute("query-balloon"))["actual"]]
         for size in (full - (64 << 20), full):
-            await qemu.execute("balloon", value=size)
+            await qemu.execute("balloon", {"value": size})
             while (await qemu.event("BALLOON_CHANGE"))["actual"] != size:
                 pass
             seen.append((await qemu.execute("query-balloon"))["actual"])
