@@ -181,7 +181,7 @@ class BalloonConfig:
     deflate_on_oom: bool = True
     """Let the guest take memory back from the balloon before it kills a process for want of it."""
     statistics_s: int = 0
-    """Seconds between two statistics of the guest in `x-strato-stats`; 0: none."""
+    """Seconds between two statistics of the guest, which are the counters `guest_…` of the balloon in `x-strato-stats` (QEMU's names of them, `guest_free_memory` in bytes and so on) with the time of the latest, `stats_updated_s`; 0: none."""  # noqa: E501
 
 
 @record(frozen=True, kw_only=True)

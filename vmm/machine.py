@@ -45,6 +45,10 @@ BACKEND_VERDICT_S = 1.0
 BALLOON_EVENT_S = 1.0
 """Time between two events about the size of the guest's memory, as in QEMU."""
 
+MAX_DESCRIPTORS = 1 << 20
+"""Open files at most, each about a KiB of the kernel's memory: as many as shares ever divide among themselves
+(fs/passthrough/config.rs)."""
+
 EventSink: TypeAlias = "Callable[[str, Mapping[str, Any]], None]"
 
 _KINDS = {
@@ -102,7 +106,7 @@ class Machine(Observer):
         config = self.config
         _check_files(config)
         _check_memory(config)
-        _raise_descriptor_limit()
+        _set_descriptor_limit()
         name = resolve(config.engine, self._log, proven=config.cpu.kvm_proven)
         self._plan = plan = board(config.board).plan(config, traits(name, config, self._log))
         self.phase("planned")
@@ -206,6 +210,7 @@ class Machine(Observer):
     def remove_device(self, device_id: str) -> None:
         """Take an added device away. Raises QmpCommandError, HostError, StateError, EngineError."""
         self.hotplug("device_del").remove(device_id)
+        self._drive_limits.pop(device_id, None)
         self._announce("DEVICE_DELETED", {"device": device_id, "path": f"/machine/peripheral/{device_id}"})
 
     def drives(self) -> list[tuple[DevicePlan, DriveConfig, int]]:
@@ -390,10 +395,11 @@ class Machine(Observer):
             self._loop.stop()
 
 
-def _raise_descriptor_limit() -> None:
+def _set_descriptor_limit() -> None:
     # The vsock device holds a descriptor for each stream, a share one for each inode that the guest knows.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limit = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
 
 def _check_files(config: VmConfig) -> None:

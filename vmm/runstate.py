@@ -64,6 +64,7 @@ TABLE: dict[tuple[RunState, Trigger], Transition] = {
     (_R.PAUSED, _T.POWERDOWN): Transition(_R.PAUSED, ("POWERDOWN",)),
     # pvpanic may be written just before the pause that we then see first
     (_R.PAUSED, _T.PANICKED): Transition(_R.GUEST_PANICKED, ("GUEST_PANICKED",)),
+    (_R.PAUSED, _T.CRASH_LOADED): Transition(_R.PAUSED, ("GUEST_CRASHLOADED",)),
     (_R.PAUSED, _T.ENDED): Transition(_R.SHUTDOWN, ("SHUTDOWN",)),
     (_R.GUEST_PANICKED, _T.ENDED): Transition(_R.SHUTDOWN, ("SHUTDOWN",)),
 }

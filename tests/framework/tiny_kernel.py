@@ -8,6 +8,8 @@ import os
 import struct
 from pathlib import Path
 
+from vmm.config import EngineName
+
 LOAD_ADDR = 0x10_0000
 _ELF_HEADER, _PROGRAM_HEADER = struct.Struct("<16sHHIQQQIHHHHHH"), struct.Struct("<IIQQQQQQ")
 _PT_LOAD, _PT_NOTE = 1, 4
@@ -25,6 +27,17 @@ RESET = bytes.fromhex("ba 03060000 b042 ee f4")
 SPIN = bytes.fromhex("ebfe")
 # cli; hlt
 HALT = bytes.fromhex("faf4")
+# mov edx, 0x505; mov al, 2; out dx, al; jmp $: one whose crash kernel takes over, which is this one
+CRASH_LOADED = bytes.fromhex("ba 05050000 b002 ee ebfe")
+WAIT_FOR_BUTTON = {
+    # mov edx, 0x600; in al, dx; test al, 1; jz -5: the port of pending events (platform/power.rs), reading
+    # takes them
+    EngineName.KVM: bytes.fromhex("ba 00060000 ec a801 74fb"),
+    # mov eax, [0xfea00000]; test al, 2; jz -9: the same of QEMU's board microvm (GED_MMIO_BASE and
+    # ACPI_GED_PWR_DOWN_EVT in hw/i386/microvm.c, hw/acpi/generic_event_device.c)
+    EngineName.TCG: bytes.fromhex("a1 0000a0fe a802 74f7"),
+}
+"""What goes on when the power button is pressed: somebody outside has begun to listen."""
 
 
 def out(port: int, value: int) -> bytes:

@@ -1,17 +1,20 @@
 """Devices that come and go while the VM runs, driven by QEMU's own client where descriptors are handed
 over."""
 
-import asyncio
 import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from qemu.qmp import QMPClient
+from qemu.qmp import ExecuteError
 
-from tests.framework.vm import DEADLINE_S, Vm, VmFactory
+from tests.framework import guest_image
+from tests.framework.qemu_client import QemuSession, drive
+from tests.framework.vm import Vm, VmFactory, vm_factory
+from tools import image
 from vmm.config import DriveConfig, JailConfig
 from vmm.errors import QmpCommandError
 from vmm.qmp.client import QmpClient
@@ -24,6 +27,7 @@ pytestmark = [
 
 DRIVER = "/sys/bus/platform/drivers/virtio-mmio"
 MAC = "02:53:54:52:00:0a"
+HOST, GUEST = "10.96.1.1", "10.96.1.2"
 
 
 def slot_of(qmp: QmpClient, device: str) -> str:
@@ -47,6 +51,13 @@ def remove(vm: Vm, qmp: QmpClient, device: str) -> None:
         "device": device,
         "path": f"/machine/peripheral/{device}",
     }
+
+
+@pytest.fixture
+def busybox_vms(tmp_path: Path) -> Iterator[VmFactory]:
+    """VMs whose guest can give its interface an address."""
+    with vm_factory(guest_image.build(tmp_path, {"busybox": image.find_busybox()})) as factory:
+        yield factory
 
 
 @pytest.fixture
@@ -115,22 +126,24 @@ def test_interface_on_a_tap_by_name_comes_and_goes(tap: str, vms: VmFactory) -> 
         qmp.execute("netdev_del", {"id": "t1"})
 
 
+async def add_tap(qemu: QemuSession, tap_fd: int) -> None:
+    """Pass an open tap to the VM, as the node t1."""
+    qemu.client.send_fd_scm(tap_fd)
+    await qemu.execute("getfd", {"fdname": "tap"})
+    await qemu.execute("netdev_add", {"type": "tap", "id": "t1", "fd": "tap"})
+
+
 def test_interface_by_a_passed_descriptor_through_qemus_client(vms: VmFactory) -> None:
     vm = vms.boot()
     tap_fd = open_tap(None, "vmhot1")
 
-    async def add() -> None:
-        client = QMPClient("test")
-        await client.connect(str(vm.qmp_path))
-        client.send_fd_scm(tap_fd)
-        await client.execute("getfd", {"fdname": "tap"})
-        await client.execute("netdev_add", {"type": "tap", "id": "t1", "fd": "tap"})
+    async def add(qemu: QemuSession) -> None:
+        await add_tap(qemu, tap_fd)
         device = {"driver": "virtio-net-device", "id": "nic", "netdev": "t1", "mac": MAC, "host_mtu": 1400}
-        await client.execute("device_add", device)
-        await client.disconnect()
+        await qemu.execute("device_add", device)
 
     try:
-        asyncio.run(asyncio.wait_for(add(), DEADLINE_S))
+        drive(vm, add)
     finally:
         os.close(tap_fd)
     with vm.qmp() as qmp:
@@ -147,29 +160,68 @@ def test_interface_by_a_passed_descriptor_through_qemus_client(vms: VmFactory) -
     assert not Path("/sys/class/net/vmhot1").exists()
 
 
-def test_disk_by_a_passed_descriptor(vms: VmFactory, tmp_path: Path) -> None:
+def pings(vm: Vm) -> None:
+    """Let packets of all sizes go both ways between the guest's interface and the tap."""
+    assert vm.ask(f"run /busybox ip address add {GUEST}/24 dev eth0") == "exit 0"
+    assert vm.ask("run /busybox ip link set eth0 up") == "exit 0"
+    assert vm.ask(f"run /busybox ping -c 3 -i 0.2 -W 10 -s 4000 {HOST}") == "exit 0"
+    subprocess.run(["busybox", "ping", "-c", "3", "-i", "0.2", "-W", "10", GUEST], check=True)
+
+
+def test_packets_cross_an_interface_that_was_added(busybox_vms: VmFactory) -> None:
+    vm = busybox_vms.boot()
+    tap_fd = open_tap(None, "vmhot2")
+
+    async def add(qemu: QemuSession) -> None:
+        await add_tap(qemu, tap_fd)
+
+    try:
+        subprocess.run(["ip", "address", "add", f"{HOST}/24", "dev", "vmhot2"], check=True)
+        subprocess.run(["ip", "link", "set", "vmhot2", "up"], check=True)
+        drive(vm, add)
+    finally:
+        os.close(tap_fd)
+    with vm.qmp() as qmp:
+        for _ in range(2):
+            device = {"driver": "virtio-net-device", "id": "nic", "netdev": "t1", "mac": MAC}
+            qmp.execute("device_add", device)
+            bind(vm, qmp, "nic")
+            pings(vm)
+            remove(vm, qmp, "nic")
+
+
+def test_disk_by_a_passed_descriptor_comes_and_goes_through_qemus_client(
+    vms: VmFactory, tmp_path: Path
+) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(b"passed".ljust(1 << 20, b"\0"))
     vm = vms.boot()
 
-    async def add() -> None:
-        client = QMPClient("test")
-        await client.connect(str(vm.qmp_path))
+    async def add(qemu: QemuSession) -> list[dict[str, Any]]:
         with disk.open("r+b") as stream:
-            client.send_fd_scm(stream.fileno())
-        answer = await client.execute("add-fd", {"fdset-id": 3})
-        assert isinstance(answer, dict)
-        assert answer["fdset-id"] == 3
+            qemu.client.send_fd_scm(stream.fileno())
+        assert (await qemu.execute("add-fd", {"fdset-id": 3}))["fdset-id"] == 3
         node = {"driver": "raw", "node-name": "n1", "file": {"driver": "file", "filename": "/dev/fdset/3"}}
-        await client.execute("blockdev-add", node)
-        await client.execute("remove-fd", {"fdset-id": 3})
-        await client.execute("device_add", {"driver": "virtio-blk-device", "id": "d1", "drive": "n1"})
-        await client.disconnect()
+        await qemu.execute("blockdev-add", node)
+        await qemu.execute("remove-fd", {"fdset-id": 3})
+        await qemu.execute("device_add", {"driver": "virtio-blk-device", "id": "d1", "drive": "n1"})
+        return list(await qemu.execute("query-block"))
 
-    asyncio.run(asyncio.wait_for(add(), DEADLINE_S))
+    async def take_away(qemu: QemuSession) -> dict[str, Any]:
+        with pytest.raises(ExecuteError, match="in use by device d1"):
+            await qemu.execute("blockdev-del", {"node-name": "n1"})
+        assert await qemu.execute("device_del", {"id": "d1"}) == {}
+        deleted = await qemu.event("DEVICE_DELETED")
+        await qemu.execute("blockdev-del", {"node-name": "n1"})
+        assert await qemu.execute("query-block") == []
+        return deleted
+
+    assert [entry["device"] for entry in drive(vm, add)] == ["d1"]
     with vm.qmp() as qmp:
         bind(vm, qmp, "d1")
-    assert vm.ask("cat /dev/vda").startswith("passed")
+        assert vm.ask("cat /dev/vda").startswith("passed")
+        assert vm.ask(f"store {DRIVER}/unbind {slot_of(qmp, 'd1')}") == "ok"
+    assert drive(vm, take_away) == {"device": "d1", "path": "/machine/peripheral/d1"}
 
 
 def test_share_comes_is_used_and_goes(vms: VmFactory, tmp_path: Path) -> None:

@@ -6,8 +6,11 @@ The attacker's calls are made by the threads of a real VM (framework/injection.p
 import errno
 import os
 import re
+import resource
 import signal
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,21 +91,92 @@ def test_every_thread_is_confined_and_only_those_of_shares_have_capabilities(vm:
         assert (task["NoNewPrivs"], task["Seccomp"]) == ("1", "2"), task["Name"]
 
 
+@pytest.fixture
+def generous_host() -> Iterator[None]:
+    """Whoever starts strato-vmm has as few limits of what it is to be limited in as this host allows."""
+    kinds = [resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE]
+    kinds += [resource.RLIMIT_NICE, resource.RLIMIT_RTPRIO]
+    before = {kind: resource.getrlimit(kind) for kind in kinds}
+    for kind in kinds:
+        with suppress(ValueError):  # root may have given up CAP_SYS_RESOURCE
+            resource.setrlimit(kind, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    try:
+        yield
+    finally:
+        for kind, limit in before.items():
+            resource.setrlimit(kind, limit)
+
+
+def limits(pid: int) -> dict[str, list[str]]:
+    """The soft and hard limits of a process; a name has 26 columns (fs/proc/base.c)."""
+    lines = Path(f"/proc/{pid}/limits").read_text().splitlines()[1:]
+    return {line[:26].strip(): line[26:].split()[:2] for line in lines}
+
+
+@pytest.mark.usefixtures("generous_host")
+def test_no_process_has_more_of_a_resource_than_it_needs(vm: Vm) -> None:
+    most = {
+        "Max core file size": 0,
+        "Max locked memory": 8 << 20,
+        "Max msgqueue size": 0,
+        "Max nice priority": 0,
+        "Max realtime priority": 0,
+    }
+    for pid in (vm.process.pid, *vm.children()):
+        found = limits(pid)
+        assert {name: found[name] for name in most} == {
+            name: [str(value)] * 2 for name, value in most.items()
+        }
+        # Shares need many, QEMU does not.
+        soft, hard = (int(value) for value in found["Max open files"])
+        assert soft == hard <= (1 << 20 if pid == vm.process.pid else 1024)
+
+
+SIGN = 0x5EED_5EED
+
+
+def strangers() -> list[int]:
+    """Descriptors of all kinds of which strato-vmm has some of its own."""
+    with socket.socket(socket.AF_UNIX) as lone:
+        return [*os.pipe(), lone.detach(), os.memfd_create("stranger"), os.eventfd(SIGN)]
+
+
+def open_files(pid: int) -> list[tuple[int, str]]:
+    """Inode and name of what a process has open; of an eventfd, which has no inode of its own, its count."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # our own listing of this folder
+            name = str(entry.readlink())
+            if name == "anon_inode:[eventfd]":
+                details = (entry.parents[1] / "fdinfo" / entry.name).read_text()
+                name += re.sub(r"(?s).*eventfd-count: *(\w+).*", r" \1", details)
+            found.append((entry.stat().st_ino, name))
+    return found
+
+
 def test_no_descriptor_is_open_that_nobody_has_listed(vms: VmFactory, share: Path, tmp_path: Path) -> None:
     config = replace(vms.config(), shares=(ShareConfig(tag="t", directory=share),))
-    secret = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    secrets = [os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY), *strangers()]
+    inodes = {os.fstat(fd).st_ino for fd in secrets[:-1]}
     try:
-        vm = vms.start(config, more_fds=[secret])
+        mine = open_files(os.getpid())
+        vm = vms.start(config, more_fds=secrets)
         vm.wait_ready()
+        found = [file for pid in (vm.process.pid, *vm.children()) for file in open_files(pid)]
     finally:
-        os.close(secret)
+        for fd in secrets:
+            os.close(fd)
 
-    links = [str(entry.readlink()) for entry in Path(f"/proc/{vm.process.pid}/fd").iterdir()]
+    sign = f"anon_inode:[eventfd] {SIGN:x}"
+    # What is looked for would be found.
+    assert inodes <= {inode for inode, _ in mine}
+    assert sign in {name for _, name in mine}
+    assert [name for inode, name in found if inode in inodes or name == sign] == []
     kinds = r"pipe:|socket:|anon_inode:|/memfd:|/proc/1/fd$"
     files = {str(vm.log_path), str(share), "/dev/null"}
     if vm.config.engine == "kvm":
         files |= {str(vm.config.boot.kernel), str(vm.config.boot.initrd), "/dev/kvm"}
-    assert [link for link in links if not re.match(kinds, link) and link not in files] == []
+    assert [name for _, name in found if not re.match(kinds, name) and name not in files] == []
 
 
 def test_nothing_is_visible_but_what_the_configuration_lists(vm: Vm) -> None:

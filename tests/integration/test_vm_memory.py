@@ -1,6 +1,8 @@
 """Memory that the guest does not need goes back to the host: the balloon, and free pages that are
 reported."""
 
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +13,10 @@ from tests.framework import guest_image
 from tests.framework.command import eventually
 from tests.framework.vm import DEADLINE_S, Vm, VmFactory, vm_factory
 from tools import image
-from vmm.config import BalloonConfig, EngineName, MemoryConfig, VmConfig
+from vmm.boards.base import DeviceKind
+from vmm.config import BalloonConfig, EngineName, JailConfig, MemoryConfig, VmConfig
 from vmm.errors import QmpCommandError
+from vmm.qmp.client import QmpClient
 
 pytestmark = pytest.mark.integration
 
@@ -29,9 +33,10 @@ def busybox_vms(tmp_path: Path) -> Iterator[VmFactory]:
         yield factory
 
 
-def with_balloon(config: VmConfig, **changes: bool) -> VmConfig:
+def with_balloon(config: VmConfig, **changes: int) -> VmConfig:
     """A VM of 384 MiB with such a balloon."""
-    return replace(config, balloon=BalloonConfig(**changes), memory=MemoryConfig(size_mib=384))
+    balloon = replace(BalloonConfig(), **changes)  # type: ignore[arg-type]
+    return replace(config, balloon=balloon, memory=MemoryConfig(size_mib=384))
 
 
 def resident_mib(vm: Vm) -> int:
@@ -88,6 +93,79 @@ def test_balloon_takes_memory_and_gives_it_back(busybox_vms: VmFactory) -> None:
         timeout_s=DEADLINE_S,
     )
     assert use_and_free(vm) >= full - 16
+
+
+def balloon_counters(qmp: QmpClient) -> dict[str, int]:
+    """What the balloon counts."""
+    (counters,) = (
+        entry["counters"]
+        for entry in qmp.execute("x-strato-stats")["devices"]
+        if entry["kind"] == DeviceKind.BALLOON
+    )
+    return dict(counters)
+
+
+@kvm_only
+@pytest.mark.parametrize(
+    "jailed",
+    [
+        pytest.param(
+            True,
+            marks=pytest.mark.xfail(
+                reason="the balloon's filter of system calls knows no timer (vmm/native/jail)", strict=True
+            ),
+        ),
+        False,
+    ],
+)
+def test_statistics_of_the_guest_are_told_again_and_again(vms: VmFactory, jailed: bool) -> None:
+    config = replace(vms.config(), jail=JailConfig(enabled=jailed))
+    vm = vms.boot(with_balloon(config, statistics_s=1))
+    total = int(vm.ask("cat /proc/meminfo").split()[1]) << 10
+
+    with vm.qmp() as qmp:
+        eventually(
+            lambda: balloon_counters(qmp)["stats_updates"] >= 2, "second statistics", timeout_s=DEADLINE_S
+        )
+        told = balloon_counters(qmp)
+        text = qmp.execute("x-strato-metrics")["text"]
+    assert told["guest_total_memory"] == total
+    assert 0 < told["guest_free_memory"] <= total
+    assert 0 < told["guest_available_memory"] <= total
+    assert told["guest_minor_faults"] > 0
+    assert time.time() - DEADLINE_S < told["stats_updated_s"] <= time.time()
+    assert f'strato_balloon_guest_total_memory{{vm="test",device="balloon"}} {total}\n' in text
+
+
+@kvm_only
+def test_without_statistics_none_are_told(vms: VmFactory) -> None:
+    vm = vms.boot(with_balloon(vms.config()))
+
+    with vm.qmp() as qmp:
+        told = balloon_counters(qmp)
+    assert "inflated_pages" in told
+    assert [name for name in told if name.startswith("guest_")] == []
+
+
+@kvm_only
+@pytest.mark.parametrize(
+    ("deflate_on_oom", "answer"), [(True, "exit 0"), (False, f"exit -{signal.SIGKILL:d}")]
+)
+def test_guest_under_pressure_has_its_memory_back_if_the_balloon_may_give_it(
+    busybox_vms: VmFactory, deflate_on_oom: bool, answer: str
+) -> None:
+    vm = busybox_vms.boot(with_balloon(busybox_vms.config(), deflate_on_oom=deflate_on_oom))
+    with vm.qmp() as qmp:
+        qmp.execute("balloon", {"value": 144 * MIB})
+        while qmp.wait_event("BALLOON_CHANGE")["data"]["actual"] != 144 * MIB:
+            pass
+
+        # A program with a buffer of more than is left, all of which it writes to; so much is promised to it.
+        assert vm.ask("store /proc/sys/vm/overcommit_memory 1") == "ok"
+        assert vm.ask("run /busybox dd if=/dev/zero of=/dev/null bs=192M count=1") == answer
+
+        assert (qmp.execute("query-balloon")["actual"] > 144 * MIB) is deflate_on_oom
+    assert vm.ask("echo alive") == "alive"
 
 
 def test_without_a_balloon_the_commands_say_so_as_qemu_does(vms: VmFactory) -> None:

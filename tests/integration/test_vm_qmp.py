@@ -6,15 +6,18 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from qemu.qmp import QMPClient
 from qemu.qmp.error import QMPError
 
+from tests.framework import tiny_kernel
+from tests.framework.command import eventually
 from tests.framework.engine import engine_in_use
-from tests.framework.vm import DEADLINE_S, Vm, VmFactory, vm_factory
+from tests.framework.qemu_client import QemuSession, drive
+from tests.framework.vm import DEADLINE_S, Vm, VmFactory, vm_factory, with_boot
 from vmm import VERSION
-from vmm.config import EngineName
+from vmm.config import CpuConfig, DriveCache, DriveConfig, EngineName, LimitConfig
 from vmm.errors import QmpCommandError
 from vmm.exit_report import ExitKind
 from vmm.qmp.client import AsyncQmpClient, QmpClient
@@ -42,6 +45,12 @@ def names(client: QmpClient) -> list[str]:
     return [str(event["event"]) for event in client.events]
 
 
+def runs(vm: Vm) -> bool:
+    """Whether the VM is past its start."""
+    with vm.qmp() as qmp:
+        return bool(qmp.execute("query-status")["running"])
+
+
 def test_stop_and_cont_announce_once_and_stop_the_guest(lasting_vm: Vm) -> None:
     with lasting_vm.qmp() as qmp:
         for command in ("stop", "stop", "cont", "cont", "stop"):
@@ -56,24 +65,121 @@ def test_stop_and_cont_announce_once_and_stop_the_guest(lasting_vm: Vm) -> None:
 
 
 def test_qemus_own_client_drives_the_vm(lasting_vm: Vm) -> None:
-    async def drive() -> list[str]:
-        seen: list[str] = []
-        client = QMPClient("test")
-        await client.connect(str(lasting_vm.qmp_path))
-        with client.listener() as listener:
-            await client.execute("stop")
-            seen.append(str((await listener.get())["event"]))
-            await client.execute("cont")
-            seen.append(str((await listener.get())["event"]))
-            status = await client.execute("query-status")
-            assert isinstance(status, dict)
-            seen.append(str(status["status"]))
-            with pytest.raises(QMPError, match="migrate has not been found"):
-                await client.execute("migrate", {"uri": "tcp:1"})
-        await client.disconnect()
+    async def stop_and_go(qemu: QemuSession) -> list[str]:
+        seen = []
+        for command, event in (("stop", "STOP"), ("cont", "RESUME")):
+            assert await qemu.execute(command) == {}
+            await qemu.event(event)
+            seen.append((await qemu.execute("query-status"))["status"])
+        with pytest.raises(QMPError, match="migrate has not been found"):
+            await qemu.execute("migrate", {"uri": "tcp:1"})
         return seen
 
-    assert asyncio.run(asyncio.wait_for(drive(), DEADLINE_S)) == ["STOP", "RESUME", "running"]
+    assert drive(lasting_vm, stop_and_go) == ["paused", "running"]
+
+
+def test_qemus_own_client_asks_all_that_it_can(vms: VmFactory) -> None:
+    config = vms.config()
+    disk = config.runtime_dir / "disk"
+    disk.write_bytes(bytes(3 << 20))
+    limit = LimitConfig(bandwidth=7 << 20, operations=900)
+    drives = (DriveConfig(id="d0", path=disk, readonly=True, cache=DriveCache.NONE, limit=limit),)
+    vm = vms.boot(replace(config, drives=drives, cpu=CpuConfig(count=2)))
+
+    async def ask(qemu: QemuSession) -> dict[str, Any]:
+        queries = ("block", "cpus-fast", "kvm", "memory-size-summary", "name", "status", "version")
+        answers = {name: await qemu.execute(f"query-{name}") for name in queries}
+        commands = {command["name"] for command in await qemu.execute("query-commands")}
+        assert commands >= {f"query-{name}" for name in queries}
+        return answers
+
+    answers = drive(vm, ask)
+    (block,) = answers["block"]
+    inserted = block["inserted"]
+    assert (block["device"], inserted["ro"], inserted["drv"]) == ("d0", True, "raw")
+    assert (inserted["bps"], inserted["iops"]) == (7 << 20, 900)
+    assert inserted["cache"] == {"writeback": True, "direct": False, "no-flush": True}
+    assert inserted["image"]["virtual-size"] == 3 << 20
+    assert inserted["image"]["filename"] == str(disk)
+    cpus = answers["cpus-fast"]
+    assert [cpu["cpu-index"] for cpu in cpus] == [0, 1]
+    assert len({cpu["thread-id"] for cpu in cpus}) == 2
+    assert answers["kvm"]["enabled"] is (engine_in_use() is EngineName.KVM)
+    assert answers["memory-size-summary"] == {"base-memory": 256 << 20, "plugged-memory": 0}
+    assert answers["name"] == {"name": "test"}
+    assert answers["status"]["running"] is True
+    assert set(answers["version"]) == {"qemu", "package"}
+
+
+@pytest.mark.engine("kvm", reason="engine tcg has no balloon")
+def test_qemus_own_client_blows_the_balloon_up_and_lets_air_out(vms: VmFactory) -> None:
+    vm = vms.boot()
+    full = 256 << 20
+
+    async def blow(qemu: QemuSession) -> list[int]:
+        seen = [(await qemu.execute("query-balloon"))["actual"]]
+        for size in (full - (64 << 20), full):
+            await qemu.execute("balloon", {"value": size})
+            while (await qemu.event("BALLOON_CHANGE"))["actual"] != size:
+                pass
+            seen.append((await qemu.execute("query-balloon"))["actual"])
+        return seen
+
+    assert drive(vm, blow) == [full, full - (64 << 20), full]
+
+
+def test_qemus_own_client_resets_and_switches_off(vm: Vm) -> None:
+    async def reset(qemu: QemuSession) -> dict[str, Any]:
+        assert await qemu.execute("system_reset") == {}
+        return await qemu.event("RESET")
+
+    async def switch_off(qemu: QemuSession) -> dict[str, Any]:
+        assert await qemu.execute("system_powerdown") == {}
+        await qemu.event("POWERDOWN")
+        return await qemu.event("SHUTDOWN")
+
+    assert drive(vm, reset)["guest"] is False
+    vm.wait_ready()
+    assert drive(vm, switch_off) == {"guest": True, "reason": "guest-shutdown"}
+    assert vm.wait_exit().kind is ExitKind.GUEST_SHUTDOWN
+
+
+def test_qemus_own_client_quits(vm: Vm) -> None:
+    async def leave(qemu: QemuSession) -> dict[str, Any]:
+        assert await qemu.execute("quit") == {}
+        return await qemu.event("SHUTDOWN")
+
+    assert drive(vm, leave) == {"guest": False, "reason": "host-qmp-quit"}
+    assert vm.wait_exit().kind is ExitKind.QUIT
+
+
+def test_qemus_own_client_hears_of_a_panic(vm: Vm) -> None:
+    async def listen(qemu: QemuSession) -> tuple[dict[str, Any], dict[str, Any]]:
+        vm.send("panic")
+        return await qemu.event("GUEST_PANICKED"), await qemu.event("SHUTDOWN")
+
+    panicked, ended = drive(vm, listen)
+    assert panicked["action"] == "poweroff"
+    assert ended == {"guest": True, "reason": "guest-panic"}
+
+
+def test_guest_whose_crash_kernel_takes_over_is_heard_of_and_goes_on(vms: VmFactory) -> None:
+    config = vms.config()
+    code = tiny_kernel.WAIT_FOR_BUTTON[engine_in_use()] + tiny_kernel.CRASH_LOADED
+    kernel = tiny_kernel.write(config.runtime_dir / "kernel", code)
+    vm = vms.start(with_boot(config, kernel=kernel, initrd=None))
+    eventually(lambda: vm.qmp_path.exists() and runs(vm), "VM that runs", timeout_s=DEADLINE_S)
+
+    async def listen(qemu: QemuSession) -> tuple[dict[str, Any], str]:
+        await qemu.execute("system_powerdown")
+        data = await qemu.event("GUEST_CRASHLOADED")
+        status = (await qemu.execute("query-status"))["status"]
+        await qemu.execute("quit")
+        return data, status
+
+    data, status = drive(vm, listen)
+    assert (data["action"], status) == ("run", "running")
+    assert vm.wait_exit().kind is ExitKind.QUIT
 
 
 def test_events_reach_every_client(lasting_vm: Vm) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import paths
 from ..boards.base import board
-from ..config import VmConfig
+from ..config import EngineName, VmConfig
 from ..decoding import MAX_CONFIG_BYTES, decode, dump, encode
 from ..errors import ConfigError, HostError
 from ..jail import view
@@ -33,7 +33,8 @@ def plan(file: Path) -> int:
 
     config = _load(file, Path("/run"))
     log = Log(Level.ERROR)
-    engine = resolve(config.engine, log)
+    # An engine that is named need not run here: whoever asks may be about to take the file elsewhere.
+    engine = resolve(config.engine, log) if config.engine is EngineName.AUTO else config.engine
     machine = board(config.board).plan(config, traits(engine, config, log))
     sys.stdout.write(f"engine {engine}\n{machine.render()}\n")
     return 0

@@ -221,9 +221,23 @@ class BalloonInfo:
         self.stats = {name: value for name, value in named if value != _NOT_TOLD}
         """Statistics that the guest has told."""
 
+    def counters(self) -> dict[str, int]:
+        """Return the statistics and the time of the last, in the spelling of a device's counters."""
+        named = {f"guest_{name.replace('-', '_')}": value for name, value in self.stats.items()}
+        return {"stats_updated_s": self.updated_s, **named}
+
 
 class BalloonDevice(Device):
     """A balloon, which takes memory from the guest and gives it back."""
+
+    def __init__(self, handle: Any, *, asks: bool = False) -> None:
+        super().__init__(handle)
+        # A guest tells its statistics once in any case; of one that is not asked again they are no news.
+        self._asks = asks
+
+    def metrics(self) -> dict[str, int]:
+        """Return the counters, and the guest's latest statistics if it is asked for them."""
+        return {**super().metrics(), **(self.info().counters() if self._asks else {})}
 
     def set_target(self, size: int) -> None:
         """Ask the guest to give up ``size`` bytes of its memory in all; it does so as far as it can."""
@@ -342,4 +356,5 @@ def balloon(
     pages that are free anyway; ``stats_interval_s``: how often it is asked for statistics (0: it tells once).
     """
     modes = (int(deflate_on_oom), int(reporting), stats_interval_s)
-    return BalloonDevice(calls.balloon_create(events.handle(), tag, name, modes))
+    handle = calls.balloon_create(events.handle(), tag, name, modes)
+    return BalloonDevice(handle, asks=stats_interval_s > 0)

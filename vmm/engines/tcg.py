@@ -7,6 +7,7 @@ the guest.
 
 from __future__ import annotations
 
+import resource
 import signal
 import socket
 from collections.abc import Mapping
@@ -34,8 +35,11 @@ _TRIGGERS = {
     "RESET": Trigger.RESET,
     "POWERDOWN": Trigger.POWERDOWN,
     "GUEST_PANICKED": Trigger.PANICKED,
+    "GUEST_CRASHLOADED": Trigger.CRASH_LOADED,
 }
 _READ_BYTES = 65536
+QEMU_DESCRIPTORS = 1024
+"""Open files that QEMU may have: some eight for each of its slots, and a few dozen of its own."""
 
 
 class TcgEngine(Engine):
@@ -75,6 +79,8 @@ class TcgEngine(Engine):
                 pass_fds=[theirs.fileno(), console_fd, *wiring.backend_fds.values()],
                 on_exit=self._on_exit,
             )
+        if self._config.jail.enabled:
+            _limit_descriptors(self._process.pid)
         self._backends.close()
         self._observer.phase("engine_spawned")
         self._host.devices.serve()
@@ -185,6 +191,14 @@ class TcgEngine(Engine):
     def _on_readable_until_end(self) -> None:
         while not self._channel.closed and self._channel.has_input():
             self._on_readable()
+
+
+def _limit_descriptors(pid: int) -> None:
+    # QEMU has inherited what strato-vmm needs for shares, and opens next to nothing once it has started.
+    try:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (QEMU_DESCRIPTORS, QEMU_DESCRIPTORS))
+    except OSError as error:
+        raise HostError("QEMU's open files cannot be limited") from error
 
 
 class QemuChannel:

@@ -30,6 +30,27 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+LIMITS = {
+    # Guest memory and keys of other guests have no place in a file, or in a program that reads cores.
+    resource.RLIMIT_CORE: 0,
+    # What io_uring counts here (before Linux 5.12) are rings of a few pages; nothing else of ours is locked.
+    # Linux's own default (MLOCK_LIMIT); whoever starts containers has often lifted it.
+    resource.RLIMIT_MEMLOCK: 8 << 20,
+    # Queues of messages are the kernel's memory, and QEMU's own filter of system calls lets it make them.
+    resource.RLIMIT_MSGQUEUE: 0,
+    # Nobody goes before others. A second line behind the filters, the first where these only log.
+    resource.RLIMIT_NICE: 0,
+    resource.RLIMIT_RTPRIO: 0,
+}
+"""The most that strato-vmm and QEMU may have of resources that are not their cgroup's to bound.
+
+Not among them: processes (the limit does not bind root, the filters allow none, the cgroup counts them), the
+size of files (those of disks and shares are the guest's to grow), memory and time (the cgroup's), and pending
+signals: all of root's processes share one count, and a vCPU whose signal is refused stays in the guest. Open
+files have their bounds where it is known how many are needed: `vmm.machine`, and for QEMU `vmm.engines.tcg`.
+"""
+
+
 class Lockdown:
     """See the module's docstring. The steps come in order, each once."""
 
@@ -48,9 +69,8 @@ class Lockdown:
             return
         from .. import sys
 
-        # Guest memory and keys of other guests have no place in a file, or in a program that reads cores.
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         try:
+            _limit_resources()
             sys.forbid_gains()
             sys.set_dumpable(False)
         except OSError as error:
@@ -84,6 +104,14 @@ class Lockdown:
             sys.confine_control(log_only=self._log_only)
         except OSError as error:
             raise HostError("strato-vmm cannot be confined") from error
+
+
+def _limit_resources() -> None:
+    # For good: who has given up CAP_SYS_RESOURCE raises no hard limit again.
+    for kind, most in LIMITS.items():
+        _, hard = resource.getrlimit(kind)
+        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (limit, limit))
 
 
 def _paths(document: Mapping[str, Any]) -> list[tuple[str, int]]:

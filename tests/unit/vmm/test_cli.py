@@ -183,6 +183,20 @@ def test_vm_plan_prints_slots_and_command_line(tmp_path: Path, capsys: pytest.Ca
     assert "mine=1" in output
 
 
+def test_vm_plan_needs_no_engine_that_runs_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "KVM_DEVICE", tmp_path / "kvm")
+    file = tmp_path / "my-vm.toml"
+    file.write_text('engine = "kvm"\n[boot]\nkernel = "k"\n')
+
+    assert main(["vm", "plan", str(file)]) == 0
+
+    output = capsys.readouterr().out
+    assert output.startswith("engine kvm\nmachine my-vm\n")
+    assert "reboot=a" in output
+
+
 def test_wrong_config_file_is_a_usage_error_with_its_path(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from vmm.devices import BalloonDevice, ConsoleDevice, ConsolePort, EventRing, balloon, console, rng
+from vmm.devices.device import STATS
 
 pytestmark = pytest.mark.unit
 
@@ -62,6 +63,25 @@ def test_balloon_has_its_target_and_knows_nothing_of_a_guest_that_is_not_there()
             device.set_target(1 << 44)
         with pytest.raises(OverflowError):
             device.set_target(-1)
+
+
+def test_statistics_of_a_guest_are_counters_where_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"swap-in": 7, "free-memory": 3 << 20, "oom-kill": 0}
+    stats = [told.get(name, 2**64 - 1) for name in STATS]
+    monkeypatch.setattr("vmm.devices.calls.balloon_info", lambda _: ((0, 0, 0, 0), 1_700_000_000, stats))
+
+    with EventRing() as events:
+        with balloon(events, 1, "balloon0", stats_interval_s=5) as asked:
+            counters = asked.metrics()
+        with balloon(events, 2, "balloon1") as unasked:
+            plain = unasked.metrics()
+
+    assert {name: value for name, value in counters.items() if name not in plain} == {
+        "stats_updated_s": 1_700_000_000,
+        "guest_swap_in": 7,
+        "guest_free_memory": 3 << 20,
+        "guest_oom_kill": 0,
+    }
 
 
 def test_only_a_balloon_has_a_target() -> None:
