@@ -2,6 +2,7 @@
 
 mod behaviour;
 mod guest;
+mod heap;
 mod lies;
 mod messages;
 mod standstill;
