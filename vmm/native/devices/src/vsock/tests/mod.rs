@@ -4,6 +4,7 @@ mod behaviour;
 mod guest;
 mod heap;
 mod lies;
+mod many;
 mod messages;
 mod standstill;
 mod streams;
