@@ -42,7 +42,7 @@ const ANNOUNCEMENT: u64 = 4;
 /// does take seconds, and a guest that has nobody listening says so at once.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a host program with a full backlog is asked again.
-const DIAL_AGAIN: Duration = Duration::from_millis(5);
+pub(super) const DIAL_AGAIN: Duration = Duration::from_millis(5);
 
 /// How long a stream may stand still for want of room in the guest before the guest is asked for news. Linux
 /// tells by itself when it has consumed three quarters of its window, and each question costs it an answer.
@@ -88,7 +88,7 @@ pub struct Vsock {
     timer: Timer,
     pub(super) deadlines: VecDeque<(Instant, Token)>,
     /// Streams that waited for room in the guest, with what they had sent by then.
-    observed: VecDeque<(Instant, Token, u32)>,
+    pub(super) observed: VecDeque<(Instant, Token, u32)>,
     pub(super) dialling: Vec<Token>,
     pub(super) listeners_aside: bool,
     pub(super) transmit_pending: bool,
@@ -180,9 +180,9 @@ impl Vsock {
         let next = deadline.into_iter().chain(look).min();
         let next = next.map(|when| when.saturating_duration_since(Instant::now()));
         if !self.dialling.is_empty() {
-            self.timer.arm(DIAL_AGAIN);
+            self.timer.arm_within(DIAL_AGAIN);
         } else if self.listeners_aside {
-            self.timer.arm(LISTEN_AGAIN);
+            self.timer.arm_within(LISTEN_AGAIN);
         } else if let Some(after) = next {
             self.timer.arm(after);
         } else {
@@ -231,6 +231,7 @@ impl Vsock {
         if connection.waits_for_room() && !connection.asked_for_room && !connection.observed {
             connection.observed = true;
             self.observed.push_back((Instant::now() + STANDSTILL, token, connection.sent_to_guest()));
+            self.forget_the_gone();
             if self.observed.len() == 1 {
                 self.set_timer();
             }

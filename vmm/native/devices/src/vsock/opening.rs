@@ -25,6 +25,12 @@ const MIN_WINDOW: usize = 16 << 10;
 /// lengths, and one message of the host program.
 const MAX_MESSAGE_SOCKETS: usize = 256;
 
+/// A stream has two deadlines at most: for its first line, and for the guest's answer. Twice as many make it cheap to
+/// tell them from those of streams that are gone.
+const DEADLINES_OF_A_STREAM: usize = 4;
+/// So many of streams that are gone are kept even if there are no others.
+const LEFT_BEHIND: usize = 256;
+
 /// Host programs taken in at one event.
 const ACCEPTS: usize = 64;
 
@@ -47,7 +53,20 @@ impl Vsock {
 
     fn start_waiting(&mut self, token: Token) {
         self.deadlines.push_back((Instant::now() + self.patience, token));
+        self.forget_the_gone();
         self.set_timer();
+    }
+
+    /// A guest may make connections and take them back as fast as it likes: what waits for its time must not grow
+    /// with those that are gone.
+    pub(super) fn forget_the_gone(&mut self) {
+        let Self { table, deadlines, dialling, observed, .. } = self;
+        if deadlines.len().max(observed.len()) > DEADLINES_OF_A_STREAM * table.len() + LEFT_BEHIND {
+            deadlines.retain(|(_, token)| table.holds(*token));
+            observed.retain(|(_, token, _)| table.holds(*token));
+            // Each of these has a deadline too.
+            dialling.retain(|token| table.holds(*token));
+        }
     }
 
     /// The host program's backlog is full: ask again soon.

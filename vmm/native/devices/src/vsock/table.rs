@@ -11,6 +11,9 @@ pub(super) type Token = u64;
 
 const GENERATIONS: u32 = 1 << 29;
 
+/// So many streams that are gone may wait for a turn besides those that are there.
+const LEFT_BEHIND: usize = 256;
+
 #[derive(Debug)]
 pub(super) enum Stream {
     /// A host program that has not said yet where it wants to go.
@@ -49,6 +52,12 @@ pub(super) struct Table {
 
 fn split(token: Token) -> (usize, u32) {
     ((token & 0xffff_ffff) as usize, (token >> 32) as u32)
+}
+
+/// Whether the stream is still there.
+fn holds(slots: &[Slot], token: Token) -> bool {
+    let (index, generation) = split(token);
+    slots.get(index).is_some_and(|slot| slot.generation == generation && slot.stream.is_some())
 }
 
 impl Table {
@@ -106,6 +115,11 @@ impl Table {
         };
     }
 
+    /// Whether the stream is still there.
+    pub(super) fn holds(&self, token: Token) -> bool {
+        holds(&self.slots, token)
+    }
+
     pub(super) fn get_mut(&mut self, token: Token) -> Option<&mut Stream> {
         let (index, generation) = split(token);
         let slot = self.slots.get_mut(index)?;
@@ -159,7 +173,22 @@ impl Table {
         {
             connection.scheduled = true;
             connection.in_this_turn = 0;
-            if connection.has_due() { self.urgent.push_back(token) } else { self.turn.push_back(token) }
+            if connection.has_due() {
+                self.urgent.push_back(token)
+            } else {
+                self.turn.push_back(token)
+            }
+            self.forget_the_gone();
+        }
+    }
+
+    /// A guest that takes nothing may make connections and end them as it likes, and each would wait for its turn.
+    fn forget_the_gone(&mut self) {
+        // Those that are there wait once.
+        if self.turn.len() + self.urgent.len() > 2 * self.len() + LEFT_BEHIND {
+            let Self { slots, turn, urgent, .. } = self;
+            turn.retain(|token| holds(slots, *token));
+            urgent.retain(|token| holds(slots, *token));
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod direct;
 mod engines;
+mod flush;
 mod gate;
 mod lies;
 mod life;

@@ -344,6 +344,49 @@ fn stalled_stream_does_not_hold_up_another() {
 }
 
 #[test]
+fn host_program_that_never_reads_holds_up_no_other_one() {
+    let folder = Folder::new("never-reads");
+    let mut guest = Guest::new(&folder);
+    let listener = UnixListener::bind(uds_for(&folder, PORT)).unwrap();
+    let mut programs = Vec::new();
+    for guest_port in [0, 1] {
+        guest.send(packet(Op::Request, PORT, guest_port), &[]);
+        guest.kick();
+        assert_eq!(guest.expect().0.op, Op::Response);
+        programs.push(limited(listener.accept().unwrap().0));
+    }
+    let chunk = [7; 16 << 10];
+    let (mut sent, mut room) = ([0u32; 2], [0u32; 2]);
+    // The second sends far more than a window and a unix socket hold; the first as much as it may, until neither
+    // takes any more.
+    while sent[1] < 4 << 20 {
+        for guest_port in [0, 1] {
+            let len = room[guest_port as usize].min(chunk.len() as u32);
+            let data = &chunk[..len as usize];
+            if len > 0 {
+                assert!(guest.send(Header { len, ..packet(Op::ReadWrite, PORT, guest_port) }, data));
+                sent[guest_port as usize] += len;
+            }
+            guest.send(packet(Op::CreditRequest, PORT, guest_port), &[]);
+            guest.kick();
+            if guest_port == 1 {
+                programs[1].read_exact(&mut vec![0; len as usize]).unwrap();
+            }
+        }
+        let mut heard = [false; 2];
+        while heard != [true; 2] {
+            let (header, _) = guest.expect();
+            assert_eq!(header.op, Op::CreditUpdate);
+            let port = header.dst_port as usize;
+            room[port] = header.buf_alloc - (sent[port] - header.fwd_cnt);
+            heard[port] = true;
+        }
+    }
+    assert!(room[0] == 0 && sent[0] < 2 << 20, "{sent:?} {room:?}");
+    assert_eq!(guest.open_streams(), 2);
+}
+
+#[test]
 fn streams_take_turns() {
     let folder = Folder::new("turns");
     let mut guest = Guest::new(&folder);

@@ -1,15 +1,19 @@
 //! What a guest says that is not true, and seeded noise.
 
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 use strato_virtio::mock::{Descriptor, SeededRandom, WRITE};
 
 use super::super::backend::{beside, connect, listen};
+use super::super::device::DIAL_AGAIN;
 use super::super::queue::{HEADER_LEN, SocketType};
 use super::super::{Header, Op};
 use super::guest::{Folder, Guest, packet, uds, uds_for};
+use super::heap::held;
 
 const PORT: u32 = 1234;
 
@@ -148,6 +152,79 @@ fn resets_that_the_guest_does_not_take_hold_its_own_packets_up() {
         assert_eq!(guest.expect().0.op, Op::Reset);
         resets += 1;
     }
+}
+
+/// A host program whose backlog is full.
+fn busy(folder: &Folder, port: u32) -> (UnixListener, UnixStream) {
+    let listener = UnixListener::bind(uds_for(folder, port)).unwrap();
+    // SAFETY: a listening socket may be told a new backlog at any time.
+    assert_eq!(unsafe { libc::listen(listener.as_raw_fd(), 0) }, 0);
+    let first = connect(&uds_for(folder, port), SocketType::Stream).unwrap();
+    (listener, first)
+}
+
+/// The guest asks for a connection and takes it back at once.
+fn ask_and_take_back(guest: &mut Guest, port: u32) {
+    assert!(guest.send(packet(Op::Request, port, 1), &[]));
+    assert!(guest.send(packet(Op::Reset, port, 1), &[]));
+    guest.kick();
+}
+
+/// A device would remember tens of bytes of each.
+const MANY: usize = 50_000;
+const LITTLE: isize = 64 << 10;
+
+#[test]
+fn connections_that_are_taken_back_while_a_backlog_is_full_cost_no_memory() {
+    let folder = Folder::new("taken-back");
+    let mut guest = Guest::new(&folder);
+    let _busy = busy(&folder, PORT);
+    let before = held();
+    for _ in 0..MANY {
+        ask_and_take_back(&mut guest, PORT);
+        assert!(held() - before < LITTLE, "{}", held() - before);
+    }
+    assert_eq!(guest.open_streams(), 0);
+}
+
+#[test]
+fn connections_that_are_taken_back_do_not_hold_up_one_that_waits_for_a_backlog() {
+    let folder = Folder::new("asked-again");
+    let mut guest = Guest::new(&folder);
+    let _busy = busy(&folder, PORT);
+    let (other, _first) = busy(&folder, PORT + 1);
+    guest.send(packet(Op::Request, PORT + 1, 2), &[]);
+    guest.kick();
+    other.accept().unwrap();
+    let (begun, mut turns) = (Instant::now(), 0);
+    // A device that puts its question off at each packet never asks, as long as they come fast enough.
+    while guest.take().is_none() {
+        ask_and_take_back(&mut guest, PORT);
+        guest.refill();
+        // Once the time has come, the next turn asks and the one after it answers.
+        turns += usize::from(begun.elapsed() > 2 * DIAL_AGAIN);
+        assert!(turns < 10, "the host program was not asked again");
+        guest.turn();
+    }
+}
+
+#[test]
+fn answers_that_the_guest_does_not_take_cost_no_memory_once_their_connections_are_gone() {
+    let folder = Folder::new("untaken");
+    let mut guest = Guest::new(&folder);
+    let listener = UnixListener::bind(uds_for(&folder, PORT)).unwrap();
+    // The first of those that wait, as long as the guest has no buffers.
+    guest.send(packet(Op::Request, PORT, 2), &[]);
+    guest.kick();
+    let _first = listener.accept().unwrap();
+    let before = held();
+    for _ in 0..MANY {
+        ask_and_take_back(&mut guest, PORT);
+        listener.accept().unwrap();
+        assert!(held() - before < LITTLE, "{}", held() - before);
+    }
+    assert_eq!(guest.open_streams(), 1);
+    assert_eq!(guest.expect().0.dst_port, 2);
 }
 
 #[test]

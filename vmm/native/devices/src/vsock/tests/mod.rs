@@ -2,7 +2,9 @@
 
 mod behaviour;
 mod guest;
+mod heap;
 mod lies;
+mod many;
 mod messages;
 mod standstill;
 mod streams;
