@@ -12,7 +12,7 @@ use strato_jail::Role;
 use strato_plumbing::failure::last_errno;
 use strato_plumbing::{Failure, Result, check};
 use strato_virtio::thread::spawn;
-use strato_virtio::{GuestRam, GuestRamHandle};
+use strato_virtio::{GuestRam, GuestRamHandle, RAM_ADVICE};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
@@ -212,11 +212,8 @@ fn make_way(size: usize) -> Option<(MmapRegion, MmapRegion)> {
 
 /// Keeps RAM out of forked children and core dumps, and asks for huge pages where they can be had for the asking.
 fn advise(mapping: &MmapRegion, transparent: bool) -> Result<()> {
-    let mut advice = vec![(libc::MADV_DONTFORK, "MADV_DONTFORK"), (libc::MADV_DONTDUMP, "MADV_DONTDUMP")];
-    if transparent {
-        advice.push((libc::MADV_HUGEPAGE, "MADV_HUGEPAGE"));
-    }
-    for (number, name) in advice {
+    let huge = transparent.then_some((libc::MADV_HUGEPAGE, "MADV_HUGEPAGE"));
+    for (number, name) in RAM_ADVICE.into_iter().chain(huge) {
         // SAFETY: pointer and length are those of the mapping; none of these changes what it contains.
         let outcome = unsafe { libc::madvise(mapping.as_ptr().cast(), mapping.size(), number) };
         // EINVAL of the last one: a kernel without transparent huge pages.

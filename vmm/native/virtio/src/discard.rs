@@ -18,6 +18,11 @@ use crate::GuestRam;
 /// kernel, which allows 65530 of them (vm.max_map_count), and a guest chooses the ranges.
 static REPLACEMENTS_LEFT: AtomicU32 = AtomicU32::new(16384);
 
+/// What the kernel is told of all guest RAM, by number and name (madvise(2)): it stays out of forked children and out
+/// of core dumps. A new mapping knows nothing of it.
+pub const RAM_ADVICE: [(libc::c_int, &str); 2] =
+    [(libc::MADV_DONTFORK, "MADV_DONTFORK"), (libc::MADV_DONTDUMP, "MADV_DONTDUMP")];
+
 /// Gives `len` bytes at `guest_addr` back to the host, as far as they are whole pages; returns how many bytes that was.
 ///
 /// - Anonymous memory and shared files (memfd): pages go, zeroes come.
@@ -25,7 +30,7 @@ static REPLACEMENTS_LEFT: AtomicU32 = AtomicU32::new(16384);
 ///   what the guest had changed goes, and the file's contents come.
 /// - Huge pages go as a whole or not at all.
 ///
-/// Advice that was given for a mapping (madvise) does not hold for what replaces it.
+/// What replaces a mapping is advised as RAM is at first ([`RAM_ADVICE`], and huge pages).
 ///
 /// # Errors
 /// InvalidInput: the range does not lie in guest memory; nothing was touched. Otherwise the kernel refused; a part
@@ -127,6 +132,9 @@ fn replace(at: *mut libc::c_void, len: usize, protection: libc::c_int) -> io::Re
     // SAFETY: as for `advise`; whoever accesses the range meanwhile finds the old page or the new one.
     let made = unsafe { libc::mmap(at, len, protection, flags, -1, 0) };
     if made != libc::MAP_FAILED {
+        RAM_ADVICE.iter().try_for_each(|(advice, _)| advise(at, len, *advice))?;
+        // As for the rest of RAM that is no file's. EINVAL: a kernel without transparent huge pages.
+        let _ = advise(at, len, libc::MADV_HUGEPAGE);
         return Ok(());
     }
     let error = io::Error::last_os_error();

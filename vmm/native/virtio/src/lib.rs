@@ -35,7 +35,7 @@ pub use self::core::{
     ConfigSpace, DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Notification, Notifier, Progress,
     RunningRing, SaveObstacle,
 };
-pub use self::discard::discard;
+pub use self::discard::{RAM_ADVICE, discard};
 pub use self::events::{Events, Interest, MAX_CORE_TOKEN, Ready};
 pub use self::features::{
     RING_FEATURES, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1, negotiated,

@@ -121,12 +121,56 @@ fn resident(ram: &GuestRam) -> usize {
     pages.iter().filter(|page| **page & 1 == 1).count()
 }
 
+/// RAM of each kind, with its name.
+fn every_backend() -> impl Iterator<Item = (String, MemoryConfig)> {
+    let backends = [Backend::Anonymous, Backend::Memfd, Backend::File(file())];
+    backends.into_iter().map(|backend| (format!("{backend:?}"), with_backend(backend)))
+}
+
 #[test]
-fn ram_is_kept_out_of_children_and_dumps_and_populated_if_so_asked() {
+fn ram_is_kept_out_of_children_and_dumps_at_first_and_after_it_was_given_back() {
+    let kept_out = |ram: &GuestRam, addr: u64, what: &str| {
+        let flags = flags(ram.iter().next().unwrap().as_ptr() as u64 + addr);
+        assert!(flags.contains(" dc ") && flags.contains(" dd "), "{what}, {addr:#x}: {flags}");
+    };
+    for (what, config) in every_backend() {
+        let ram = guest_ram(config).unwrap();
+        kept_out(&ram, PLACE, &what);
+        discard(&ram, PLACE, PAGE).unwrap();
+        for addr in [PLACE - PAGE, PLACE, PLACE + PAGE] {
+            kept_out(&ram, addr, &format!("{what}, a page discarded"));
+        }
+        clear(&ram).unwrap();
+        for addr in [0, PLACE, RAM_BYTES - PAGE] {
+            kept_out(&ram, addr, &format!("{what}, cleared"));
+        }
+    }
+}
+
+#[test]
+fn huge_pages_are_asked_for_wherever_pages_are_no_files() {
+    if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+        eprintln!("Skipped: this kernel has no transparent huge pages");
+        return;
+    }
+    let asked = |ram: &GuestRam, addr: u64| {
+        flags(ram.iter().next().unwrap().as_ptr() as u64 + addr).split(' ').any(|flag| flag == "hg")
+    };
+    for (what, config) in every_backend() {
+        let of_file = matches!(config.backend, Backend::File(_));
+        let ram = guest_ram(config).unwrap();
+        assert_eq!(asked(&ram, PLACE), !of_file, "{what}");
+        discard(&ram, PLACE, PAGE).unwrap();
+        assert_eq!((asked(&ram, PLACE), asked(&ram, PLACE + PAGE)), (true, !of_file), "{what}, discarded");
+        clear(&ram).unwrap();
+        assert!(asked(&ram, PLACE), "{what}, cleared");
+    }
+}
+
+#[test]
+fn ram_is_populated_if_so_asked() {
     for (prealloc, pages) in [(false, 0), (true, (RAM_BYTES / PAGE) as usize)] {
         let ram = guest_ram(MemoryConfig { prealloc, ..anonymous() }).unwrap();
-        let flags = flags(ram.iter().next().unwrap().as_ptr() as u64);
-        assert!(flags.contains(" dc ") && flags.contains(" dd "), "{flags}");
         assert_eq!(resident(&ram), pages);
     }
 }

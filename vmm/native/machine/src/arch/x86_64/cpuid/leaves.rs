@@ -38,7 +38,7 @@ const ALLOWED: [RangeInclusive<u32>; 10] = [
 ];
 
 #[derive(Clone, Copy)]
-enum Register {
+pub(super) enum Register {
     Eax,
     Ebx,
     Ecx,
@@ -47,11 +47,11 @@ enum Register {
 
 use Register::{Eax, Ebx, Ecx, Edx};
 
-struct Removal {
-    leaf: u32,
-    subleaf: u32,
-    register: Register,
-    bits: &'static [u32],
+pub(super) struct Removal {
+    pub(super) leaf: u32,
+    pub(super) subleaf: u32,
+    pub(super) register: Register,
+    pub(super) bits: &'static [u32],
 }
 
 const fn removal(leaf: u32, subleaf: u32, register: Register, bits: &'static [u32]) -> Removal {
@@ -59,7 +59,7 @@ const fn removal(leaf: u32, subleaf: u32, register: Register, bits: &'static [u3
 }
 
 /// Bit numbers and names are those of Intel's SDM (volume 2A, CPUID) and AMD's APM (volume 3, appendix E).
-const REMOVED: [Removal; 16] = [
+pub(super) const REMOVED: [Removal; 16] = [
     // MONITOR: a vCPU that waits by MWAIT would keep its host processor.
     removal(0x1, 0, Ecx, &[3]),
     // VMX: no virtual machines inside a container's machine; nested state cannot be saved, and its code in the

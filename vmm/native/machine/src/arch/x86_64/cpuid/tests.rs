@@ -1,5 +1,7 @@
 //! Models made from what KVM reports on hosts of both kinds, and from whatever it reports here.
 
+use std::collections::BTreeMap;
+
 use kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
 
 use super::*;
@@ -30,6 +32,7 @@ fn intel() -> Vec<kvm_cpuid_entry2> {
         indexed(0x4, 2, [cache(2, 3), 0x3C0_003F, 2047, 0]),
         indexed(0x4, 3, [cache(3, 3), 0x380_003F, 0x1_FFFF, 4]),
         indexed(0x4, 4, [0; 4]),
+        leaf(0x5, 0, [all; 4]),
         leaf(0x6, 0, [4, 0, 0, 0]),
         indexed(0x7, 0, [2, all, all, all]),
         indexed(0x7, 1, [all, 0, 0, all]),
@@ -42,12 +45,17 @@ fn intel() -> Vec<kvm_cpuid_entry2> {
         indexed(0xD, 9, [8, 2688, 0, 0]),
         indexed(0xD, 17, [64, 2752, 2, 0]),
         indexed(0xD, 18, [8192, 2816, 6, 0]),
+        indexed(0xF, 0, [all; 4]),
         leaf(0x10, 0, [all; 4]),
         indexed(0x12, 0, [all; 4]),
+        indexed(0x14, 0, [all; 4]),
+        indexed(0x1A, 0, [all; 4]),
         indexed(0x1D, 0, [all; 4]),
+        indexed(0x1E, 0, [all; 4]),
         indexed(0x1F, 0, [0, 0, 0, 0x55]),
         leaf(0x4000_0000, 0, [0x4000_0001, 0x4B4D_564B, 0x564B_4D56, 0x4D]),
         leaf(0x4000_0001, 0, [all; 4]),
+        leaf(0x4000_0002, 0, [all; 4]),
         leaf(0x8000_0000, 0, [0x8000_0008, 0, 0, 0]),
         leaf(0x8000_0001, 0, [0, 0, 0x121, 0x2C10_0800]),
         leaf(0x8000_0003, 0, [0; 4]),
@@ -98,27 +106,81 @@ fn has(entries: &[kvm_cpuid_entry2], function: u32) -> bool {
     entries.iter().any(|entry| entry.function == function)
 }
 
+/// Leaves that no guest may have.
+const GONE_LEAVES: [u32; 14] = [
+    0x3,
+    0x5,
+    0xA,
+    0xF,
+    0x10,
+    0x12,
+    0x14,
+    0x1A,
+    0x1D,
+    0x1E,
+    0x8000_000A,
+    0x8000_001F,
+    0x8000_0022,
+    0x4000_0002,
+];
+
+/// A register: leaf, sub-leaf, and 0 to 3 for EAX to EDX.
+type Place = (u32, u32, usize);
+
+/// Bits that no guest may have: what `leaves::REMOVED` says with its reasons, a second time, so that nothing gets lost
+/// there unnoticed.
+const GONE_BITS: [(Place, &[u32]); 9] = [
+    ((0x1, 0, 2), &[2, 3, 4, 5, 6, 7, 8, 15, 27]),
+    ((0x7, 0, 1), &[2, 4, 11, 12, 15, 25]),
+    ((0x7, 0, 2), &[4, 5, 30]),
+    ((0x7, 0, 3), &[11, 13, 15, 16, 18, 19, 22, 24, 25]),
+    ((0x7, 1, 0), &[21]),
+    ((0x7, 1, 3), &[8]),
+    ((0xD, 1, 0), &[4]),
+    ((0x8000_0001, 0, 2), &[2, 3, 10, 12, 13, 15, 19, 23, 24, 26, 27, 28, 29]),
+    ((0x8000_0008, 0, 1), &[4]),
+];
+
+/// A host, with every bit set in the registers from which bits are removed.
+fn with_all_bits(mut host: Vec<kvm_cpuid_entry2>) -> Vec<kvm_cpuid_entry2> {
+    for ((function, index, register), _) in GONE_BITS {
+        let entry = find_mut(&mut host, function, index).unwrap_or_else(|| panic!("no leaf {function:#x}"));
+        *[&mut entry.eax, &mut entry.ebx, &mut entry.ecx, &mut entry.edx][register] = u32::MAX;
+    }
+    host
+}
+
 #[test]
 fn what_must_not_reach_a_guest_is_gone_on_either_kind_of_host() {
-    for host in [intel(), amd()] {
+    for host in [intel(), amd()].map(with_all_bits) {
         let guest = entries(&host, 2, 1, 0);
-        for function in [0x3, 0x5, 0xA, 0x10, 0x12, 0x14, 0x1D, 0x1E, 0x8000_000A, 0x8000_001F, 0x8000_0022] {
+        for function in GONE_LEAVES {
             assert!(!has(&guest, function), "{function:#x}");
         }
-        let [_, _, ecx, _] = get(&guest, 1, 0);
-        for bit in [2, 3, 4, 5, 6, 7, 8, 15, 27] {
-            assert_eq!(ecx >> bit & 1, 0, "leaf 1 ECX bit {bit}");
+        for ((function, index, register), bits) in GONE_BITS {
+            let value = get(&guest, function, index)[register];
+            for bit in bits {
+                assert_eq!(value >> bit & 1, 0, "leaf {function:#x}.{index} register {register} bit {bit}");
+            }
         }
-        let [_, ebx, ecx, edx] = get(&guest, 7, 0);
-        assert_eq!((ebx & (1 << 2 | 1 << 4 | 1 << 11 | 1 << 25), ecx & (1 << 5 | 1 << 30)), (0, 0));
-        assert_eq!(edx & (1 << 22 | 1 << 24 | 1 << 25), 0);
         // What guests want is still there: AVX2, AVX-512F, SPEC_CTRL.
+        let [_, ebx, _, edx] = get(&guest, 7, 0);
         assert_eq!((ebx >> 5 & 1, ebx >> 16 & 1, edx >> 26 & 1), (1, 1, 1));
     }
-    let [_, _, ecx, _] = get(&entries(&amd(), 2, 1, 0), 0x8000_0001, 0);
-    for bit in [2, 3, 10, 12, 19, 23, 24, 28, 29] {
-        assert_eq!(ecx >> bit & 1, 0, "leaf 0x80000001 ECX bit {bit}");
+    // Those are no leaves and bits that are gone because no host had them.
+    let hosts = [intel(), amd()].concat();
+    assert!(GONE_LEAVES.iter().all(|function| has(&hosts, *function)));
+}
+
+#[test]
+fn every_removal_is_one_that_is_tested() {
+    let mut removed = BTreeMap::<Place, Vec<u32>>::new();
+    for removal in leaves::REMOVED {
+        let place = (removal.leaf, removal.subleaf, removal.register as usize);
+        removed.entry(place).or_default().extend(removal.bits);
     }
+    removed.values_mut().for_each(|bits| bits.sort_unstable());
+    assert_eq!(removed, GONE_BITS.map(|(place, bits)| (place, bits.to_vec())).into());
 }
 
 #[test]
