@@ -1,5 +1,7 @@
 //! The virtio device cores. Each folder has the same files: `device` (the [`strato_virtio::DeviceCore`]),
-//! `queue` (what is in the buffers), `backend` (the host side), `metrics`, `state` (saved state), `tests`.
+//! `queue` (what is in the buffers), `backend` (the host side), `metrics`, `state` (saved state), `tests`; and
+//! `control`, the handle on a running device, where there is anything to change. What is beside them is the device's
+//! own. `strato-proof` has a test of it.
 //!
 //! Cores know no transport and no interrupt line, and nothing here knows containers or JSON.
 

@@ -180,14 +180,19 @@ impl Machine {
     /// nothing but a transport reset.
     pub fn move_to_another_device(&mut self) {
         let saved = self.host.save();
+        let config = self.host.config(0, self.host.config_len());
+        let obstacle = self.host.save_obstacle();
         let subject = self.subject.as_mut().unwrap();
         // Two devices cannot have one host side: the old one goes first.
         self.host = Side::new(self.carrier, Box::new(crate::subject::Nothing), &self.notifier);
         self.host = Side::new(self.carrier, subject.core(), &self.notifier);
         self.host.set_memory(&self.ram);
-        if let Err(error) = self.host.restore(&saved) {
-            assert!(subject.may_refuse_saved(), "{}: {error}", self.name);
+        if let Err(refusal) = self.host.restore(&saved) {
+            let reason = obstacle.unwrap_or(refusal);
+            assert!(subject.may_refuse_saved(&reason, &config), "{}: {reason}", self.name);
             self.begin();
+        } else {
+            assert_eq!(obstacle, None, "{}: restored all the same", self.name);
         }
     }
 
@@ -257,6 +262,25 @@ impl Machine {
             }
         }
         panic!("{} does not come to rest", self.name);
+    }
+
+    /// Waits until nothing happens for a while; a limit holds nothing up for as long. Ends as [`Self::settle`] does.
+    pub fn rest(&mut self) {
+        for _ in 0..100_000 {
+            if !self.host.turn(50) {
+                return;
+            }
+        }
+        panic!("{} does not come to rest", self.name);
+    }
+
+    /// Waits until the device has found what it was told to be wrong: a limit may have kept it from looking.
+    pub fn wait_for_fault(&mut self, what: &str) {
+        let deadline = self.deadline();
+        while !self.host.broken() {
+            assert!(Instant::now() < deadline, "{what}: not found");
+            self.host.turn(20);
+        }
     }
 
     /// The next chain that the device gave back, as (head, what it wrote).

@@ -1,12 +1,13 @@
 //! What stands between a driver and a core: nothing, or a shell.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
 use strato_virtio::mock::{MockNotifier, MockQueue};
 use strato_virtio::{DeviceCore, DeviceHost, GuestRamHandle, MAX_RING_SIZE, RingStart, Unobserved};
-use strato_virtio_mmio::MmioDevice;
 use strato_virtio_mmio::mock::{MockDriver, NEEDS_RESET, RUNNING};
+use strato_virtio_mmio::{MmioDevice, MmioError};
 
 /// How a device is carried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +27,11 @@ pub enum Side {
     Bare(Box<DeviceHost>),
     /// See [`Carrier::Mmio`].
     Mmio(MockDriver),
+}
+
+/// What a shell has to say, as the core said it.
+fn reason(error: MmioError) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 impl Side {
@@ -56,15 +62,27 @@ impl Side {
         }
     }
 
-    /// The state of the device, which stands still afterwards if it has a thread of its own.
+    /// The state of the device, which stands still afterwards if it has a thread of its own. Of a device that
+    /// cannot be saved now it is a record that nobody takes; see [`Self::save_obstacle`].
     pub fn save(&mut self) -> Vec<u8> {
         match self {
             Self::Bare(host) => host.save(),
             Self::Mmio(driver) => {
                 driver.device.pause();
-                // Of a device that cannot be saved now there is no record: none is taken for it.
-                driver.device.save().unwrap_or_default()
+                match driver.device.save() {
+                    Ok(record) => record,
+                    Err(MmioError::Obstacle(_)) => Vec::new(),
+                    Err(error) => panic!("{error}: {:?}", error.source()),
+                }
             }
+        }
+    }
+
+    /// Why the device cannot be saved as it stands.
+    pub fn save_obstacle(&self) -> Option<String> {
+        match self {
+            Self::Bare(host) => host.save_obstacle().map(|obstacle| obstacle.to_string()),
+            Self::Mmio(driver) => driver.device.save().err().map(reason),
         }
     }
 
@@ -88,7 +106,7 @@ impl Side {
                 driver.device.pause();
                 let outcome = driver.device.restore(record);
                 driver.device.unpause();
-                outcome.map_err(|error| error.to_string())
+                outcome.map_err(reason)
             }
         }
     }
@@ -172,6 +190,14 @@ impl Side {
         match self {
             Self::Bare(host) => host.unpause(),
             Self::Mmio(driver) => driver.device.unpause(),
+        }
+    }
+
+    /// Length of the configuration space.
+    pub fn config_len(&self) -> u32 {
+        match self {
+            Self::Bare(host) => host.info().config_len,
+            Self::Mmio(driver) => driver.device.info().config_len,
         }
     }
 

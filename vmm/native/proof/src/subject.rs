@@ -44,8 +44,9 @@ pub trait Subject {
         false
     }
 
-    /// Whether a device may say of its own saved state that it cannot be restored.
-    fn may_refuse_saved(&self) -> bool {
+    /// Whether a device may say for this reason that its state cannot be saved or restored. `config` is what the
+    /// driver was told.
+    fn may_refuse_saved(&self, _reason: &str, _config: &[u8]) -> bool {
         false
     }
 
@@ -65,14 +66,18 @@ pub struct Kind {
 /// All kinds.
 pub const KINDS: &[Kind] = &[
     Kind { name: "rng", make: rng::make },
+    Kind { name: "rng-limited", make: rng::make_limited },
     Kind { name: "block", make: block::make },
     Kind { name: "block-pool", make: block::make_pool },
     Kind { name: "block-readonly", make: block::make_readonly },
+    Kind { name: "block-limited", make: block::make_limited },
     Kind { name: "fs", make: || fs::make(0, None) },
     Kind { name: "fs-pool", make: || fs::make(2, None) },
     Kind { name: "fs-window", make: || fs::make(1, Some(fs::WINDOW_LENGTH)) },
     Kind { name: "vsock", make: vsock::make },
     Kind { name: "net", make: net::make },
+    Kind { name: "net-pairs", make: net::make_pairs },
+    Kind { name: "net-limited", make: net::make_limited },
     Kind { name: "console", make: console::make },
     Kind { name: "balloon", make: balloon::make },
 ];

@@ -236,11 +236,33 @@ fn idle_device_does_not_wake_up() {
         work(&mut machine, choices);
         machine.kick_all();
         finish(&mut machine, choices);
-        machine.settle();
+        machine.rest();
         for _ in 0..20 {
             assert!(!machine.host.turn(0), "{}", kind.name);
         }
         let waits = (0..machine.queue_count()).any(|queue| machine.queue_use(queue) == QueueUse::Buffers);
         assert!(waits || machine.outstanding(0) == 0);
+    }
+}
+
+/// The kinds with limits are no use if nothing is ever held up by them.
+#[test]
+fn limits_hold_requests_up() {
+    let limited = |kind: &&Kind| kind.name.ends_with("-limited");
+    let held_up = |kind: &Kind, seed| {
+        let choices = &mut Choices::seeded(seed);
+        let mut machine = Machine::new(kind);
+        for queue in 0..machine.queue_count() {
+            while machine.offer_request(queue, choices).is_some() {}
+        }
+        machine.kick_all();
+        machine.settle();
+        machine.reap();
+        let mut queues = 0..machine.queue_count();
+        queues.any(|queue| machine.queue_use(queue) == QueueUse::Requests && machine.outstanding(queue) > 0)
+    };
+    assert_eq!(KINDS.iter().filter(limited).count(), 3);
+    for kind in KINDS.iter().filter(limited) {
+        assert!((0..20).any(|seed| held_up(kind, seed)), "{}", kind.name);
     }
 }

@@ -32,12 +32,15 @@ impl Message {
         }
         let mut raw = [0; CONTROL_LEN];
         ring.read(chain, 0, &mut raw)?;
-        let [a, b, c, d, e, f, g, h] = raw;
-        Ok(Some(Self {
+        Ok(Some(Self::parse(raw)))
+    }
+
+    fn parse([a, b, c, d, e, f, g, h]: [u8; CONTROL_LEN]) -> Self {
+        Self {
             port: u32::from_le_bytes([a, b, c, d]),
             event: u16::from_le_bytes([e, f]),
             value: u16::from_le_bytes([g, h]),
-        }))
+        }
     }
 
     /// The bytes for the guest, with what follows.
@@ -48,5 +51,26 @@ impl Message {
         bytes.extend(self.value.to_le_bytes());
         bytes.extend(tail);
         bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use strato_virtio::mock::SeededRandom;
+
+    use super::*;
+
+    #[test]
+    fn control_messages_have_their_fields_where_the_specification_says() {
+        let raw = [4, 3, 2, 1, PORT_OPEN as u8, 0, 0xcd, 0xab];
+        let message = Message { port: 0x0102_0304, event: PORT_OPEN, value: 0xabcd };
+        assert_eq!(Message::parse(raw), message);
+        assert_eq!(message.bytes(b"tail"), [&raw[..], b"tail"].concat());
+        let mut random = SeededRandom::new(1);
+        for _ in 0..100 {
+            let mut raw = [0; CONTROL_LEN];
+            random.fill(&mut raw);
+            assert_eq!(Message::parse(raw).bytes(&[]), raw);
+        }
     }
 }

@@ -10,7 +10,7 @@ use strato_virtio::{
     Ready, RunningRing, SaveObstacle,
 };
 
-use super::host::{CachePolicy, HostFs};
+use super::backend::{CachePolicy, HostFs};
 use super::metrics::FsMetrics;
 use super::pool::{Done, Job, Pool};
 use super::queue::{self, Glance};

@@ -1,8 +1,8 @@
 //! FUSE_INIT: what both sides can and want.
 
+use super::backend::{CachePolicy, SessionOptions};
 use super::decode::{Body, Errno};
 use super::device::FsConfig;
-use super::host::{CachePolicy, SessionOptions};
 use super::reply::Reply;
 use super::window::page_size;
 use super::wire::{self, KERNEL_MINOR_VERSION, KERNEL_VERSION, MIN_KERNEL_MINOR_VERSION, init};

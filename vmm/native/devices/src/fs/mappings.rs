@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::host::{MappableFile, Revocation, ShareId};
+use super::backend::{MappableFile, Revocation, ShareId};
 use super::window::{Mapping, Window, page_size};
 
 /// Most pieces, however large the window: each takes two of the mappings that the kernel allows a process

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::host::{Attributes, DeviceNumber, Entry, FileSystemStatistics, Opened};
+use super::backend::{Attributes, DeviceNumber, Entry, FileSystemStatistics, Opened};
 use super::wire::{DIRENT_LEN, ENTRY_OUT_LEN, OUT_HEADER_LEN, flag};
 
 /// An answer under construction; its memory is used again for the next one.

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use strato_virtio::{Chain, ChainError, GuestRam};
 
+use super::backend::{CachePolicy, Caller, HostFs, NodeId};
 use super::decode::{Body, Errno, Header, MALFORMED};
 use super::device::FsConfig;
-use super::host::{CachePolicy, Caller, HostFs, NodeId};
 use super::init::{self, Agreement, GuestOffer};
 use super::mappings::Mappings;
 use super::metrics::FsMetrics;

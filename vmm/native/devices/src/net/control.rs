@@ -1,74 +1,83 @@
-//! The control queue (virtio 1.2, 5.1.6.5): what the driver asks of the device besides packets.
+//! What the host may change in a running device, from any thread.
 
-use strato_virtio::{Chain, DeviceFault, DeviceIo, Progress};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::device::Net;
-use super::metrics::NetMetrics;
-use super::queue::{self, Command};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// Answers (5.1.6.5).
-const VIRTIO_NET_OK: u8 = 0;
-const VIRTIO_NET_ERR: u8 = 1;
+use super::backend::Tap;
+use crate::limits::Limits;
 
-impl Net {
-    /// Answers the commands that wait.
-    pub(super) fn serve_control(
-        &mut self,
-        io: &mut DeviceIo<'_>,
-        queue: u16,
-    ) -> Result<Progress, DeviceFault> {
-        let mut chain = Chain::new();
-        let Some(mut ring) = io.ring(queue) else { return Ok(Progress::Idle) };
-        let mut budget = ring.size();
-        loop {
-            if budget == 0 {
-                ring.notify()?;
-                self.more_control = true;
-                return Ok(Progress::Again);
-            }
-            if !ring.pop(&mut chain)? {
-                if ring.allow_kicks()? {
-                    continue;
-                }
-                ring.notify()?;
-                // `resume` looks at whatever the commands have set free.
-                return Ok(Progress::Again);
-            }
-            budget -= 1;
-            if chain.writable_len() == 0 {
-                // There is no way to answer, so nothing is done either.
-                ring.complete(chain.head(), 0)?;
-                continue;
-            }
-            let command = queue::parse_command(chain.readable_len(), |offset, data| {
-                ring.read(&chain, offset, data).is_ok()
-            });
-            let done = command.is_some_and(|command| self.obey(command));
-            let counter = if done { &self.metrics.control_commands } else { &self.metrics.control_refused };
-            NetMetrics::add(counter, 1);
-            let answer = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR };
-            ring.write(&chain, 0, &[answer]).map_err(|error| ring.fault(error))?;
-            ring.complete(chain.head(), 1)?;
-        }
+pub(super) enum Order {
+    Link(bool),
+    Announce,
+    ReceiveLimits(Limits),
+    TransmitLimits(Limits),
+    Taps(Vec<Tap>),
+}
+
+struct Inbox {
+    orders: Mutex<Vec<Order>>,
+    wake: EventFd,
+}
+
+/// Orders to a [`super::Net`]; they are carried out by the device's own thread, in the order given.
+#[derive(Clone)]
+pub struct NetControl {
+    inbox: Arc<Inbox>,
+}
+
+impl std::fmt::Debug for NetControl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("NetControl")
+    }
+}
+
+impl NetControl {
+    pub(super) fn new() -> io::Result<Self> {
+        let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        Ok(Self { inbox: Arc::new(Inbox { orders: Mutex::default(), wake }) })
     }
 
-    fn obey(&mut self, command: Command) -> bool {
-        match command {
-            Command::ReceiveMode { mode, on } => {
-                self.state.modes = self.state.modes & !(1 << mode) | u8::from(on) << mode;
-                true
-            }
-            Command::MacTable | Command::Vlan => true,
-            Command::SetMac(mac) => {
-                self.state.mac = mac;
-                true
-            }
-            Command::AnnounceAck => {
-                self.state.announce = false;
-                true
-            }
-            Command::SetPairs(pairs) => self.set_pairs(pairs),
-            Command::GuestOffloads(offloads) => self.set_guest_offloads(offloads),
-        }
+    /// Plugs the cable in or pulls it. While it is out, what the guest sends is dropped and nothing is received.
+    pub fn set_link(&self, up: bool) {
+        self.give(Order::Link(up));
+    }
+
+    /// Asks the guest to tell its neighbours where it is (after a move to another host).
+    pub fn announce(&self) {
+        self.give(Order::Announce);
+    }
+
+    /// Changes the limits of what the guest receives.
+    pub fn set_receive_limits(&self, limits: Limits) {
+        self.give(Order::ReceiveLimits(limits));
+    }
+
+    /// Changes the limits of what the guest sends.
+    pub fn set_transmit_limits(&self, limits: Limits) {
+        self.give(Order::TransmitLimits(limits));
+    }
+
+    /// Replaces the tap, one for each queue pair; a wrong number of them changes nothing.
+    pub fn set_taps(&self, taps: Vec<Tap>) {
+        self.give(Order::Taps(taps));
+    }
+
+    fn give(&self, order: Order) {
+        self.inbox.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
+        // A full eventfd has a wake-up coming.
+        let _ = self.inbox.wake.write(1);
+    }
+
+    pub(super) fn fd(&self) -> RawFd {
+        self.inbox.wake.as_raw_fd()
+    }
+
+    pub(super) fn take(&self) -> Vec<Order> {
+        // Emptied before the orders are taken, so that none is left behind without a wake-up.
+        let _ = self.inbox.wake.read();
+        std::mem::take(&mut *self.inbox.orders.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

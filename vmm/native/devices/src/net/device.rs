@@ -9,7 +9,7 @@ use strato_virtio::{
 };
 
 use super::backend::{MAX_PAIRS, Tap};
-use super::handle::NetControl;
+use super::control::NetControl;
 use super::metrics::NetMetrics;
 use super::pair::Pair;
 use super::queue::{

@@ -6,9 +6,9 @@
 //! everything is delivered, which virtio allows (5.1.6.5.1 and 5.1.6.5.3 promise best effort only).
 
 mod backend;
+mod commands;
 mod control;
 mod device;
-mod handle;
 mod metrics;
 mod orders;
 mod pair;
@@ -20,6 +20,6 @@ mod tests;
 mod transmit;
 
 pub use self::backend::{MAX_PAIRS, Tap};
+pub use self::control::NetControl;
 pub use self::device::{Net, NetConfig};
-pub use self::handle::NetControl;
 pub use self::metrics::NetMetrics;

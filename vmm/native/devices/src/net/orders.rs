@@ -5,8 +5,8 @@ use std::time::Instant;
 use strato_virtio::{DeviceIo, Interest};
 
 use super::backend::Tap;
+use super::control::Order;
 use super::device::Net;
-use super::handle::Order;
 use super::queue::{self, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MQ};
 
 impl Net {

@@ -6,7 +6,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use strato_devices::block::{Block, BlockConfig, BlockControl, CacheMode, EngineChoice};
+use strato_devices::{BucketConfig, Limits};
 use strato_virtio::DeviceCore;
+use strato_virtio::record::RecordError;
 
 use super::scratch::memory_file;
 use crate::choices::Choices;
@@ -21,6 +23,7 @@ struct Storage {
     readonly: bool,
     engine: EngineChoice,
     num_queues: u16,
+    limits: Limits,
     control: Option<BlockControl>,
 }
 
@@ -31,7 +34,7 @@ fn storage() -> Storage {
     file.set_len(SECTORS * 512).unwrap();
     file.write_all_at(b"first sector", 0).unwrap();
     let (cache, engine) = (CacheMode::Direct, EngineChoice::Auto);
-    Storage { file, cache, readonly: false, engine, num_queues: 1, control: None }
+    Storage { file, cache, readonly: false, engine, num_queues: 1, limits: Limits::default(), control: None }
 }
 
 pub(crate) fn make() -> Box<dyn Subject> {
@@ -53,6 +56,14 @@ pub(crate) fn make_pool() -> Box<dyn Subject> {
     Box::new(Storage { engine: EngineChoice::Pool, num_queues: 2, ..in_memory() })
 }
 
+/// Two queues that share a limit: a few requests at once, then one in some hundred microseconds.
+pub(crate) fn make_limited() -> Box<dyn Subject> {
+    let operations = Some(BucketConfig { rate: 5_000, burst: 2 });
+    let bandwidth = Some(BucketConfig { rate: 32 << 20, burst: 4096 });
+    let limits = Limits { bandwidth, operations };
+    Box::new(Storage { num_queues: 2, limits, ..in_memory() })
+}
+
 fn header(kind: u32, sector: u64) -> Vec<u8> {
     let mut raw = kind.to_le_bytes().to_vec();
     raw.extend_from_slice(&[0; 4]);
@@ -67,8 +78,9 @@ impl Subject for Storage {
         // An open file description of its own: the one here stays as it is.
         let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
         let file = std::fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-        let cache = self.cache;
-        let config = BlockConfig { cache, readonly, serial, engine, num_queues, ..BlockConfig::new(file) };
+        let (cache, limits) = (self.cache, self.limits);
+        let config =
+            BlockConfig { limits, cache, readonly, serial, engine, num_queues, ..BlockConfig::new(file) };
         let block = Block::new(config).unwrap();
         self.control = Some(block.control());
         Box::new(block)
@@ -116,8 +128,10 @@ impl Subject for Storage {
     }
 
     /// A disk of another size than the saved one's is another disk.
-    fn may_refuse_saved(&self) -> bool {
-        true
+    fn may_refuse_saved(&self, reason: &str, config: &[u8]) -> bool {
+        let told = u64::from_le_bytes(config[..8].try_into().unwrap());
+        let is = self.file.metadata().unwrap().len() / 512;
+        told != is && reason == RecordError::Value("capacity of the disk").to_string()
     }
 
     fn probe(&mut self, machine: &mut Machine) {

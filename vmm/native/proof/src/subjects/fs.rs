@@ -7,7 +7,7 @@ use std::sync::{Arc, Once};
 use strato_devices::fs::passthrough::{Passthrough, PassthroughConfig, Root, ShareConfig};
 use strato_devices::fs::window::{ReservedWindow, Window, page_size};
 use strato_devices::fs::{Fs, FsConfig};
-use strato_virtio::DeviceCore;
+use strato_virtio::{DeviceCore, SaveObstacle};
 
 use super::scratch::Scratch;
 use crate::choices::Choices;
@@ -208,8 +208,8 @@ impl Subject for Share {
     }
 
     /// A mounted share refers to files of the host that it came from.
-    fn may_refuse_saved(&self) -> bool {
-        true
+    fn may_refuse_saved(&self, reason: &str, _config: &[u8]) -> bool {
+        reason == SaveObstacle::MountedShare.to_string()
     }
 
     fn probe(&mut self, machine: &mut Machine) {

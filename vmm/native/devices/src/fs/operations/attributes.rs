@@ -2,8 +2,8 @@
 
 use std::ffi::CStr;
 
+use super::super::backend::{AttributeChange, HandleId, NewTime};
 use super::super::decode::Errno;
-use super::super::host::{AttributeChange, HandleId, NewTime};
 use super::super::init::Agreement;
 use super::super::server::{Answer, Call, Server};
 use super::super::wire::{XATTR_NAME_MAX, XATTR_SIZE_MAX, fattr, flag, init};

@@ -5,8 +5,8 @@ use std::{cmp, io};
 
 use strato_virtio::GuestBuffers;
 
+use super::super::backend::Creation;
 use super::super::decode::{Errno, MALFORMED};
-use super::super::host::Creation;
 use super::super::metrics::FsMetrics;
 use super::super::server::{Answer, Call, Patience, Server};
 use super::super::wire::{IN_HEADER_LEN, MAX_WRITE, OUT_HEADER_LEN, WRITE_IN_LEN, flag, init};

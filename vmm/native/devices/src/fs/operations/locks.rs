@@ -1,8 +1,8 @@
 //! Locks on the host's files, for guests that share them with others. Linux keeps locks to itself unless
 //! they were agreed on.
 
+use super::super::backend::RecordLock;
 use super::super::decode::{Errno, MALFORMED};
-use super::super::host::RecordLock;
 use super::super::server::{Answer, Call, Server};
 use super::super::wire::{flag, init};
 

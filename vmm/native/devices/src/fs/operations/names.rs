@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use super::super::backend::{Attributes, Creation, Entry};
 use super::super::decode::{Errno, MALFORMED};
-use super::super::host::{Attributes, Creation, Entry};
 use super::super::server::{Answer, Call, Server};
 use super::super::wire::PATH_MAX;
 

@@ -9,7 +9,9 @@ use super::credentials::clearing_set_id;
 use super::node::Node;
 use super::sys::{self, ProcName, check, errno};
 use super::{Passthrough, files};
-use crate::fs::host::{AttributeChange, Attributes, Caller, FileSystemStatistics, HandleId, NewTime, NodeId};
+use crate::fs::backend::{
+    AttributeChange, Attributes, Caller, FileSystemStatistics, HandleId, NewTime, NodeId,
+};
 
 /// R_OK, W_OK and X_OK of access(2)
 const ACCESS_MASK: u32 = 7;

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::metrics::PassthroughMetrics;
 use super::share::Share;
 use super::sys::errno;
-use crate::fs::host::{Attributes, DirectoryEntry, FileSystemStatistics, ROOT_NODE};
+use crate::fs::backend::{Attributes, DirectoryEntry, FileSystemStatistics, ROOT_NODE};
 
 /// Shares of one guest. Each holds a descriptor for good, and finding one by name is a walk over them.
 const MAX_SHARES: usize = 1024;
@@ -88,7 +88,7 @@ impl Collection {
         }
     }
 
-    /// As [`crate::fs::host::HostFs::readdir`]. The lock is not held while `sink` runs.
+    /// As [`crate::fs::backend::HostFs::readdir`]. The lock is not held while `sink` runs.
     pub(super) fn list(&self, offset: u64, sink: &mut dyn FnMut(DirectoryEntry<'_>) -> bool) {
         let mut entries = vec![(1, ROOT_NODE, c".".to_owned()), (2, ROOT_NODE, c"..".to_owned())];
         {

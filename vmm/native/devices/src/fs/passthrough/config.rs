@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-pub use super::super::host::CachePolicy;
+pub use super::super::backend::CachePolicy;
 use super::sys::check;
 
 /// What the guest sees as its root directory.

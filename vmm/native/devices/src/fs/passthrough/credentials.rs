@@ -17,7 +17,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use super::sys::{self, check, check_long, errno};
-use crate::fs::host::Caller;
+use crate::fs::backend::Caller;
 
 /// Capabilities by their numbers in linux/capability.h.
 const CAP_CHOWN: u32 = 0;

@@ -10,7 +10,7 @@ use std::sync::{Arc, PoisonError};
 use super::handle::{COLLECTION_HANDLE, Handle};
 use super::sys::{self, errno};
 use super::{CachePolicy, Passthrough};
-use crate::fs::host::{DirectoryEntry, HandleId, NodeId, Opened};
+use crate::fs::backend::{DirectoryEntry, HandleId, NodeId, Opened};
 
 /// What one getdents64 may fill.
 const BUFFER_LEN: usize = 32 * 1024;

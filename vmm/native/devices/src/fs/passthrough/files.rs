@@ -11,7 +11,7 @@ use super::lookup::check_name;
 use super::node::Node;
 use super::sys::{self, ProcName, check, errno};
 use super::{CachePolicy, Passthrough};
-use crate::fs::host::{Caller, Creation, Entry, HandleId, MappableFile, NodeId, OpenFile, Opened};
+use crate::fs::backend::{Caller, Creation, Entry, HandleId, MappableFile, NodeId, OpenFile, Opened};
 
 /// Flags that reach the host's open(2). O_APPEND is not among them: see [`open_for_io`].
 const OPEN_FLAGS: c_int = libc::O_ACCMODE

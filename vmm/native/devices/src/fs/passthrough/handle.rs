@@ -11,7 +11,7 @@ use super::metrics::PassthroughMetrics;
 use super::node::{Node, Scatter};
 use super::share::{Live, Share};
 use super::sys::errno;
-use crate::fs::host::{HandleId, MappableFile, NodeId, ShareId};
+use crate::fs::backend::{HandleId, MappableFile, NodeId, ShareId};
 
 /// The listing of a collection: it has no state, so all have this handle.
 pub(super) const COLLECTION_HANDLE: HandleId = 0;

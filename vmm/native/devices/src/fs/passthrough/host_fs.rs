@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::metrics::PassthroughMetrics;
 use super::{Passthrough, attributes, credentials, directory, files, locks, lookup, names, xattr};
-use crate::fs::host::{
+use crate::fs::backend::{
     AttributeChange, Attributes, Caller, Creation, DirectoryEntry, Entry, FileSystemStatistics, HandleId,
     HostFs, MappableFile, NodeId, OpenFile, Opened, RecordLock, Revocation, SessionOptions,
 };

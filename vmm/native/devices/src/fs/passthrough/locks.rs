@@ -15,7 +15,7 @@ use super::handle::Handle;
 use super::node::Scatter;
 use super::share::{Live, Share};
 use super::sys::{self, ProcName, check, errno};
-use crate::fs::host::{HandleId, NodeId, RecordLock};
+use crate::fs::backend::{HandleId, NodeId, RecordLock};
 
 /// One (file, owner) that has locks, or had.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use super::node::{Candidate, Identity, Node, Traits};
 use super::share::Share;
 use super::sys::{self, Stat, errno};
 use super::{Passthrough, ShareConfig};
-use crate::fs::host::{Entry, NodeId};
+use crate::fs::backend::{Entry, NodeId};
 
 /// NAME_MAX of linux/limits.h
 const NAME_MAX: usize = 255;

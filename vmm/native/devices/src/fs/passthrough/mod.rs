@@ -10,7 +10,7 @@
 //!
 //! A request may come from any thread that is prepared ([`HostFs::prepare_thread`], see [`credentials`]).
 //!
-//! [`HostFs::prepare_thread`]: super::host::HostFs::prepare_thread
+//! [`HostFs::prepare_thread`]: super::backend::HostFs::prepare_thread
 
 mod attributes;
 mod collection;
@@ -45,7 +45,7 @@ use self::locks::Locks;
 pub use self::metrics::PassthroughMetrics;
 use self::node::{Node, Nodes};
 use self::sys::errno;
-use super::host::{HandleId, NodeId, ROOT_NODE, Revocation, SessionOptions};
+use super::backend::{HandleId, NodeId, ROOT_NODE, Revocation, SessionOptions};
 
 /// Folders of the host. Shared by the threads that serve a guest and the one that controls it.
 #[derive(Debug)]

@@ -8,7 +8,7 @@ use super::Passthrough;
 use super::credentials::in_name_of;
 use super::lookup::check_name;
 use super::sys::{self, ProcName, check, errno};
-use crate::fs::host::{Caller, Creation, Entry, NodeId};
+use crate::fs::backend::{Caller, Creation, Entry, NodeId};
 
 /// Bits of a mode that a creation may set.
 const PERMISSIONS: u32 = 0o7777;

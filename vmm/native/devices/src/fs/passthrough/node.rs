@@ -18,7 +18,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use super::metrics::PassthroughMetrics;
 use super::share::{Live, Share};
 use super::sys::{Stat, errno};
-use crate::fs::host::{NodeId, ROOT_NODE};
+use crate::fs::backend::{NodeId, ROOT_NODE};
 
 /// What tells one file from another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::config::CachePolicy;
 use super::sys::errno;
-use crate::fs::host::NodeId;
+use crate::fs::backend::NodeId;
 
 /// See [`Share::expects_known`].
 const HINT_RANGE: i32 = 16;

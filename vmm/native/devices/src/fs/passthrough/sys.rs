@@ -7,7 +7,7 @@ use std::ffi::{CStr, c_int, c_long, c_uint};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-use crate::fs::host::{Attributes, DeviceNumber};
+use crate::fs::backend::{Attributes, DeviceNumber};
 
 /// Resolution stays below the directory, follows no symlink and no magic link; mounts are crossed
 /// (linux/openat2.h).

@@ -11,7 +11,7 @@ use std::io;
 use super::Passthrough;
 use super::credentials::as_member;
 use super::sys::{ProcName, check, errno};
-use crate::fs::host::{Caller, NodeId};
+use crate::fs::backend::{Caller, NodeId};
 
 /// XATTR_NAME_MAX and XATTR_SIZE_MAX of linux/limits.h
 const NAME_MAX: usize = 255;

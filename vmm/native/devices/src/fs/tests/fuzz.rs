@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use strato_virtio::mock::SeededRandom;
 
-use super::super::host::ROOT_NODE as ROOT;
+use super::super::backend::ROOT_NODE as ROOT;
 use super::super::window::{ReservedWindow, page_size};
 use super::guest::{ANSWER, Guest, HIPRIO, REQUEST, REQUESTS, Setup};
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use strato_virtio::mock::{MockNotifier, MockQueue, guest_ram};
 use strato_virtio::{DeviceHost, GuestRamHandle, RingLayout, RingStart, VIRTIO_F_VERSION_1};
 
-use super::super::host::{CachePolicy, ROOT_NODE};
+use super::super::backend::{CachePolicy, ROOT_NODE};
 use super::super::passthrough::{Passthrough, PassthroughConfig, Root, ShareConfig};
 use super::super::wire::{IN_HEADER_LEN, OUT_HEADER_LEN};
 use super::super::{Fs, FsConfig, FsMetrics};

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::super::host::ROOT_NODE as ROOT;
+use super::super::backend::ROOT_NODE as ROOT;
 use super::guest::{ANSWER, Body, Guest, HIPRIO, REQUEST, REQUESTS, Setup};
 
 #[test]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use strato_virtio::mock::guest_ram;
 use strato_virtio::{DeviceCore, Notification, RingStart, SaveObstacle};
 
-use super::super::host::ROOT_NODE as ROOT;
+use super::super::backend::ROOT_NODE as ROOT;
 use super::super::passthrough::{Passthrough, PassthroughConfig, Root};
 use super::super::{Fs, FsConfig};
 use super::guest::{ANSWER, Body, Guest, REQUEST, REQUESTS, Setup};

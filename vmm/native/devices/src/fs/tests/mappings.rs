@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use strato_virtio::mock::SeededRandom;
 
-use super::super::host::{MappableFile, Revocation, ShareId};
+use super::super::backend::{MappableFile, Revocation, ShareId};
 use super::super::mappings::Mappings;
 use super::super::window::{Mapping, ReservedWindow, Window, page_size};
 use super::guest::Folder;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 
-use super::super::host::{CachePolicy, ROOT_NODE as ROOT};
+use super::super::backend::{CachePolicy, ROOT_NODE as ROOT};
 use super::guest::{Body, Guest, Payload, Setup, is_root};
 
 /// Offset of `attr` in struct fuse_entry_out, and of fields in struct fuse_attr.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use strato_virtio::SaveObstacle;
 use strato_virtio::record::{RecordWriter, kind};
 
-use super::super::host::ROOT_NODE as ROOT;
+use super::super::backend::ROOT_NODE as ROOT;
 use super::super::passthrough::ShareConfig;
 use super::super::window::{ReservedWindow, page_size};
 use super::guest::{ANSWER, Body, Guest, LINUX_FLAGS, Payload, REQUEST, REQUESTS, Setup};

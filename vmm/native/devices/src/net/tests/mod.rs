@@ -4,6 +4,7 @@ mod control;
 mod guest;
 mod lies;
 mod limits;
+mod queue;
 mod receive;
 mod streams;
 mod taps;

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use strato_devices::fs::host::{
+use strato_devices::fs::backend::{
     AttributeChange, Caller, Creation, HostFs, NewTime, ROOT_NODE, SessionOptions,
 };
 use strato_devices::fs::passthrough::{Passthrough, PassthroughConfig, Root, ShareConfig};
@@ -57,7 +57,7 @@ fn names(fs: &Passthrough) {
     assert!(fs.lookup(&ROOT, ROOT_NODE, c"moved").is_err());
     let listing = fs.opendir(&ROOT, directory, libc::O_RDONLY as u32).unwrap().handle;
     let mut seen = 0;
-    let mut count = |_: strato_devices::fs::host::DirectoryEntry<'_>| {
+    let mut count = |_: strato_devices::fs::backend::DirectoryEntry<'_>| {
         seen += 1;
         true
     };

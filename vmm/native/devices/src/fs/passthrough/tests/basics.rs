@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::super::CachePolicy;
 use super::fixture::*;
-use crate::fs::host::{AttributeChange, HostFs, NewTime, ROOT_NODE, SessionOptions};
+use crate::fs::backend::{AttributeChange, HostFs, NewTime, ROOT_NODE, SessionOptions};
 
 #[test]
 fn file_is_created_written_read_and_removed() {

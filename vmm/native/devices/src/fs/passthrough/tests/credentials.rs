@@ -7,7 +7,7 @@ use std::thread;
 
 use super::super::{Passthrough, PassthroughConfig, Root};
 use super::fixture::*;
-use crate::fs::host::{AttributeChange, Caller, Creation, HostFs, ROOT_NODE, SessionOptions};
+use crate::fs::backend::{AttributeChange, Caller, Creation, HostFs, ROOT_NODE, SessionOptions};
 
 fn flags(flags: i32) -> u32 {
     flags.cast_unsigned()

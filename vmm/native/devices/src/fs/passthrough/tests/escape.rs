@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 
 use super::super::Passthrough;
 use super::fixture::*;
-use crate::fs::host::{AttributeChange, Creation, HostFs, NewTime, NodeId, ROOT_NODE};
+use crate::fs::backend::{AttributeChange, Creation, HostFs, NewTime, NodeId, ROOT_NODE};
 
 fn flags(flags: i32) -> u32 {
     flags.cast_unsigned()

@@ -9,7 +9,7 @@ use std::thread;
 
 use super::super::Passthrough;
 use super::fixture::*;
-use crate::fs::host::{AttributeChange, HostFs, NewTime, NodeId, ROOT_NODE};
+use crate::fs::backend::{AttributeChange, HostFs, NewTime, NodeId, ROOT_NODE};
 
 /// Turns of the guest; each is some ten system calls, and the other side is as fast.
 const TURNS: usize = 1000;

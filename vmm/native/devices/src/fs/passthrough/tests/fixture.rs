@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::super::{CachePolicy, Limits, Passthrough, PassthroughConfig, Root, ShareConfig};
-use crate::fs::host::{Caller, Creation, Entry, HandleId, HostFs, NodeId, ROOT_NODE, SessionOptions};
+use crate::fs::backend::{Caller, Creation, Entry, HandleId, HostFs, NodeId, ROOT_NODE, SessionOptions};
 
 pub(crate) const SOON: Duration = Duration::from_secs(20);
 

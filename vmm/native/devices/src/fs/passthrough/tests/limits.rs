@@ -4,7 +4,7 @@ use std::fs;
 
 use super::super::{Limits, Passthrough, PassthroughConfig, Root};
 use super::fixture::*;
-use crate::fs::host::{HostFs, ROOT_NODE, SessionOptions};
+use crate::fs::backend::{HostFs, ROOT_NODE, SessionOptions};
 
 fn small(folder: &Scratch) -> Passthrough {
     let limits = Limits { nodes: 10, handles: 4 };

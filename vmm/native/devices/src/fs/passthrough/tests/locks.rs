@@ -4,7 +4,7 @@ use std::fs;
 
 use super::super::{Passthrough, PassthroughConfig, Root};
 use super::fixture::*;
-use crate::fs::host::{HostFs, RecordLock};
+use crate::fs::backend::{HostFs, RecordLock};
 
 fn guest(folder: &Scratch, remote_locks: bool) -> Passthrough {
     let root = Root::Directory(share(folder.path()));

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::fixture::*;
 use super::model_sides::{Direct, Outcome, Random, Spot, Through, acting, done};
-use crate::fs::host::{AttributeChange, Caller, Creation, Entry, HostFs, NewTime};
+use crate::fs::backend::{AttributeChange, Caller, Creation, Entry, HostFs, NewTime};
 
 const OPERATIONS: usize = 4000;
 

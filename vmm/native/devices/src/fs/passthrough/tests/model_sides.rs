@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::super::Passthrough;
 use super::fixture::*;
-use crate::fs::host::{Caller, Entry, HostFs, NodeId, ROOT_NODE};
+use crate::fs::backend::{Caller, Entry, HostFs, NodeId, ROOT_NODE};
 
 /// splitmix64
 pub(super) struct Random(pub(super) u64);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::super::Root;
 use super::fixture::*;
-use crate::fs::host::{AttributeChange, HostFs, ROOT_NODE, Revocation, SessionOptions, ShareId};
+use crate::fs::backend::{AttributeChange, HostFs, ROOT_NODE, Revocation, SessionOptions, ShareId};
 use crate::fs::window::{Mapping, ReservedWindow, Window, page_size};
 
 #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::super::{CachePolicy, Passthrough, Root};
 use super::fixture::*;
-use crate::fs::host::{HostFs, ROOT_NODE};
+use crate::fs::backend::{HostFs, ROOT_NODE};
 
 fn collection() -> Passthrough {
     passthrough(Root::Collection)
