@@ -5,7 +5,11 @@ use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use super::guest::{Guest, PATIENCE, Plan, Probe, WORD, code};
+use kvm_bindings::{Msrs, kvm_msr_entry};
+use kvm_ioctls::Cap;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::guest::{DEVICE, Guest, PATIENCE, Plan, Probe, WORD, code};
 use crate::bus::BusDevice;
 use crate::events::{MachineEvent, MachineEvents};
 
@@ -98,13 +102,13 @@ fn access_is_complete_when_its_vcpu_parks() {
 }
 
 /// A read of it takes as long as the test says, and gives 0x5a.
-struct Slow {
+pub(super) struct Slow {
     entered: (Mutex<Sender<()>>, Mutex<Receiver<()>>),
     leaving: (Mutex<Sender<()>>, Mutex<Receiver<()>>),
 }
 
 impl Slow {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let line = || {
             let (sender, receiver) = channel();
             (Mutex::new(sender), Mutex::new(receiver))
@@ -112,11 +116,11 @@ impl Slow {
         Self { entered: line(), leaving: line() }
     }
 
-    fn entered(&self) {
+    pub(super) fn entered(&self) {
         self.entered.1.lock().unwrap().recv_timeout(PATIENCE).unwrap();
     }
 
-    fn leave(&self) {
+    pub(super) fn leave(&self) {
         self.leaving.0.lock().unwrap().send(()).unwrap();
     }
 }
@@ -129,6 +133,88 @@ impl BusDevice for Slow {
     }
 
     fn write(&self, _offset: u64, _data: &[u8]) {}
+}
+
+#[test]
+fn device_that_holds_one_vcpu_up_holds_up_no_other_one() {
+    // The first one reads the slow device; the second one has an exit of every kind again and again.
+    let code = code!(
+        "mov ebx, 0xc0000000",
+        "test esi, esi",
+        "jnz 3f",
+        "mov eax, [ebx]",
+        "mov [0x3000], eax",
+        "2:",
+        "jmp 2b",
+        "3:",
+        "mov edi, 0xfec00000", // the I/O APIC
+        "4:",
+        "mov [ebx + 0x1000], eax",
+        "mov eax, [ebx + 0x1000]",
+        "mov eax, [ebx + 0x2000]", // nobody's
+        "mov dword ptr [edi], 1",
+        "mov eax, [edi + 0x10]",
+        "out 0x10, al",
+        "jmp 4b",
+    );
+    let (slow, memory, port) = (Arc::new(Slow::new()), Probe::new(), Probe::new());
+    let Some(plan) = Plan::new(code) else { return };
+    let plan = plan.memory(DEVICE, 4, slow.clone()).memory(DEVICE + 0x1000, 4, memory.clone());
+    let guest = plan.port(0x10, 1, port.clone()).start(2);
+    guest.vcpus.release().unwrap();
+    slow.entered();
+    // What was said before does not count.
+    while memory.try_next().is_some() {}
+    while port.try_next().is_some() {}
+    for _ in 0..200 {
+        memory.next();
+        memory.next();
+        port.next_write();
+    }
+    assert_eq!(guest.word(WORD), 0);
+    slow.leave();
+    assert_eq!(guest.changed(WORD, 0), 0x5a5a_5a5a);
+}
+
+/// A guest's clock (arch/x86/include/asm/pvclock-abi.h, `struct pvclock_vcpu_time_info`; the MSR is that of
+/// Documentation/virt/kvm/x86/msr.rst): where it is, where its version and flags are in it, and their bit 1.
+const MSR_KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+const CLOCK: u64 = 0x3100;
+const CLOCK_FLAGS: GuestAddress = GuestAddress(CLOCK + 29);
+const PVCLOCK_GUEST_STOPPED: u8 = 1 << 1;
+
+#[test]
+fn guest_is_told_by_its_clock_that_it_stood_still() {
+    let Some(plan) = Plan::new(counter()) else { return };
+    let guest = plan.start(1);
+    let enabled = kvm_msr_entry { index: MSR_KVM_SYSTEM_TIME_NEW, data: CLOCK | 1, ..Default::default() };
+    let mut set = 0;
+    guest
+        .vcpus
+        .each(|_, fd| {
+            set = fd.set_msrs(&Msrs::from_entries(&[enabled]).unwrap()).unwrap();
+            Ok(())
+        })
+        .unwrap();
+    if set == 0 || !guest.vm.kvm().check_extension(Cap::KvmclockCtrl) {
+        eprintln!("Skipped: this KVM has no kvmclock that can be told of a pause");
+        return;
+    }
+    let stopped = || guest.ram.read_obj::<u8>(CLOCK_FLAGS).unwrap() & PVCLOCK_GUEST_STOPPED != 0;
+    // Before the first instruction of the guest nothing stood still.
+    guest.vcpus.release().unwrap();
+    guest.changed(CLOCK, 0);
+    guest.changed(WORD, guest.word(WORD));
+    assert!(!stopped());
+    for _ in 0..3 {
+        assert!(guest.park());
+        guest.vcpus.release().unwrap();
+        // KVM writes the page before the vCPU enters.
+        guest.changed(WORD, guest.word(WORD));
+        assert!(stopped());
+        // As the guest's watchdog does when it has taken note (arch/x86/kernel/pvclock.c).
+        guest.ram.write_obj(0u8, CLOCK_FLAGS).unwrap();
+    }
 }
 
 /// What a register does that ends the guest.
