@@ -196,6 +196,8 @@ class ShareConfig:
     """`auto`: the guest revalidates after a second; `always`: never (host must not change files); `none`: always."""  # noqa: E501
     readonly: bool = False
     """Refuse writes from the guest."""
+    writeback: bool = False
+    """Let the guest keep what it writes and hand it over later, in larger pieces, until `fsync` or `close`. Programs of the host must not use files meanwhile that the guest writes."""  # noqa: E501
 
 
 @record(frozen=True, kw_only=True)

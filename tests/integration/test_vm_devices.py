@@ -25,6 +25,8 @@ from vmm.config import (
 from vmm.errors import QmpCommandError
 from vmm.sys import open_tap
 
+from .guest_scripts import MakeVms, results
+
 pytestmark = pytest.mark.integration
 
 LONGEST_MESSAGE = 64 << 10  # of a vsock connection of type SEQPACKET (docs/limitations.md)
@@ -258,6 +260,30 @@ def test_shares_come_and_go_below_a_running_vm(share: Path, vms: VmFactory, tmp_
             qmp.execute("x-strato-add-share", {**added, "tag": "fixed"})
         with pytest.raises(QmpCommandError, match="'none' not found"):
             qmp.execute("x-strato-add-share", {**added, "tag": "none"})
+
+
+WRITES = 100
+
+
+@pytest.mark.parametrize("writeback", [False, True])
+def test_guest_keeps_back_what_it_writes_if_it_may(
+    equipped_vms: MakeVms, tmp_path: Path, writeback: bool
+) -> None:
+    calls = ["open f0 file O_CREAT|O_WRONLY 0644", *["write f0 100 1"] * WRITES, "close f0"]
+    vms = equipped_vms("script", calls=calls)
+    (tmp_path / "shared").mkdir()
+    share = ShareConfig(tag="t", directory=tmp_path / "shared", writeback=writeback)
+    vm = vms.boot(replace(vms.config(), shares=(share,)))
+    assert vm.ask("mount t /mnt") == "ok"
+
+    assert results(vm, "calls", "/mnt") == ["0", *["100"] * WRITES, "0"]
+
+    assert (tmp_path / "shared" / "file").stat().st_size == 100 * WRITES
+    with vm.qmp() as qmp:
+        (counters,) = [
+            entry["counters"] for entry in qmp.execute("x-strato-stats")["devices"] if entry["kind"] == "fs"
+        ]
+    assert (counters["write_requests"] < WRITES // 4) == writeback
 
 
 def test_read_only_share_refuses_writes(

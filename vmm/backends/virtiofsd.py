@@ -64,6 +64,7 @@ def arguments(program: Path, share: ShareConfig, source: Path, listener_fd: int)
     switches = (
         "xattr",
         "announce_submounts",
+        "writeback" if share.writeback else "no_writeback",
         "no_posix_lock",  # locks are the guest's own
         "no_flock",
         "sandbox=chroot",
