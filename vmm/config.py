@@ -198,6 +198,8 @@ class ShareConfig:
     """Refuse writes from the guest."""
     writeback: bool = False
     """Let the guest keep what it writes and hand it over later, in larger pieces, until `fsync` or `close`. Programs of the host must not use files meanwhile that the guest writes."""  # noqa: E501
+    remote_locks: bool = False
+    """Take the guest's locks (`fcntl`, `flock`) on the host's files, where the host and other VMs meet them; otherwise they are the guest's own. A call that would have to wait for a lock fails with EOPNOTSUPP. Only with `jail.enabled` false."""  # noqa: E501
 
 
 @record(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The devices of a running VM: vsock, shares, disks, interfaces, entropy."""
 
 import errno
+import fcntl
 import os
 import socket
 import subprocess
@@ -284,6 +285,24 @@ def test_guest_keeps_back_what_it_writes_if_it_may(
             entry["counters"] for entry in qmp.execute("x-strato-stats")["devices"] if entry["kind"] == "fs"
         ]
     assert (counters["write_requests"] < WRITES // 4) == writeback
+
+
+def test_locks_are_taken_on_the_hosts_files_outside_of_the_jail(
+    equipped_vms: MakeVms, tmp_path: Path
+) -> None:
+    calls = ["open f0 file O_RDWR 0", "lock f0 write 0 5", "wait-lock f0 write 0 5", "lock f0 write 5 5"]
+    vms = equipped_vms("script", calls=calls)
+    (tmp_path / "shared").mkdir()
+    share = ShareConfig(tag="t", directory=tmp_path / "shared", remote_locks=True)
+    config = replace(vms.config(), shares=(share,))
+    with (tmp_path / "shared" / "file").open("wb") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 5)
+        vm = vms.boot(replace(config, jail=JailConfig(enabled=False)))
+        assert vm.ask("mount t /mnt") == "ok"
+        assert results(vm, "calls", "/mnt") == ["0", "EAGAIN", "EOPNOTSUPP", "0"]
+
+    jailed = vms.start(replace(config, runtime_dir=vms.directory()))
+    assert "locks on the host's files while its threads are confined" in jailed.wait_exit().message
 
 
 def test_read_only_share_refuses_writes(

@@ -175,13 +175,13 @@ def _set_limits(place: Any, limits: tuple[int, int, int, int]) -> None:
 
 
 def fs_create(
-    events: Any, tag: int, name: str, directory_fd: int, fs_tag: str, modes: tuple[int, int, int, int]
+    events: Any, tag: int, name: str, directory_fd: int, fs_tag: str, modes: tuple[int, int, int, int, int]
 ) -> Any:
-    """``modes``: cache, read-only, writeback, number of shares in the process."""
+    """``modes``: cache, read-only, writeback, remote locks, number of shares in the process."""
     config = _sized("strato_vmm_fs_config")
     text = _text(fs_tag)
     config.directory_fd, config.tag = directory_fd, text
-    config.cache, config.readonly, config.writeback, config.shares = modes
+    config.cache, config.readonly, config.writeback, config.remote_locks, config.shares = modes
     ret = ffi.new("strato_vmm_device **")
     _check(_lib.strato_vmm_fs_create(events, tag, _bytes(name), config, ret))
     return ret[0]

@@ -285,13 +285,15 @@ def fs(
     cache: str = "auto",
     readonly: bool = False,
     writeback: bool = False,
+    remote_locks: bool = False,
     shares: int = 1,
 ) -> SharesDevice:
     """Make a share of a folder, or without one a root for shares.
 
-    ``shares`` is how many such devices divide the process's descriptors.
+    ``writeback`` and ``remote_locks`` as in `vmm.config.ShareConfig`; ``shares`` is how many such devices
+    divide the process's descriptors.
     """
-    modes = (_FS_CACHES[cache], int(readonly), int(writeback), shares)
+    modes = (_FS_CACHES[cache], int(readonly), int(writeback), int(remote_locks), shares)
     fd = -1 if directory_fd is None else directory_fd
     return SharesDevice(calls.fs_create(events.handle(), tag, name, fd, fs_tag, modes))
 

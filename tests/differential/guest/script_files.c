@@ -199,6 +199,7 @@ static void posix_lock(char **words, int verb) {
 }
 
 static void do_lock(char **words) { posix_lock(words, F_SETLK); }
+static void do_wait_lock(char **words) { posix_lock(words, F_SETLKW); }
 static void do_open_lock(char **words) { posix_lock(words, F_OFD_SETLK); }
 static void do_test_lock(char **words) { posix_lock(words, F_GETLK); }
 
@@ -242,6 +243,7 @@ const struct call data_calls[] = {
     {"map", do_map},
     {"flock", do_flock},
     {"lock", do_lock},
+    {"wait-lock", do_wait_lock},
     {"open-lock", do_open_lock},
     {"test-lock", do_test_lock},
     {"dup", do_dup},

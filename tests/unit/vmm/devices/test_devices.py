@@ -1,10 +1,20 @@
 """The objects of vmm.devices that no engine uses yet, on the real library."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from vmm.devices import BalloonDevice, ConsoleDevice, ConsolePort, EventRing, balloon, console, rng
+from vmm.devices import (
+    BalloonDevice,
+    ConsoleDevice,
+    ConsolePort,
+    EventRing,
+    balloon,
+    console,
+    fs,
+    rng,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -74,3 +84,12 @@ def test_only_a_balloon_has_a_target() -> None:
             disguised.info()
         disguised.abandon()
         device.close()
+
+
+def test_share_is_made_with_what_it_may_have(tmp_path: Path) -> None:
+    folder = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+    with EventRing() as events:
+        options = (events, 1, "fs0")
+        with fs(*options, directory_fd=folder, fs_tag="t", writeback=True, remote_locks=True) as device:
+            assert device.metrics()["init_requests"] == 0
+    os.close(folder)

@@ -160,10 +160,13 @@ typedef struct {
     uint32_t readonly;
     uint32_t writeback;
     uint32_t shares;  /* how many fs devices share the process's descriptors */
+    uint32_t remote_locks;  /* the guest's locks are the host's; one that would wait is EOPNOTSUPP there */
+    uint32_t reserved;      /* 0 */
     const char *tag;  /* at most 36 bytes */
 } strato_vmm_fs_config;
 size_t strato_vmm_sizeof_fs_config(void);
 
+/* EINVAL: remote_locks while threads are confined, whose filters know no calls for locks. */
 int32_t strato_vmm_fs_create(strato_vmm_events *events, uint64_t tag, const char *name,
                              const strato_vmm_fs_config *config, strato_vmm_device **ret);
 

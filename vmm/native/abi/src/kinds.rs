@@ -132,6 +132,8 @@ pub struct FsSettings {
     pub config: FsConfig,
     /// Everything that writes is EROFS.
     pub readonly: bool,
+    /// Locks are taken on the host's files; if not, they are the guest's own.
+    pub remote_locks: bool,
     /// The process's budget of descriptors is divided by this many shares.
     pub shares: usize,
 }
@@ -139,10 +141,16 @@ pub struct FsSettings {
 /// The file-system device.
 ///
 /// # Errors
-/// The folder is none, /proc is out of reach, or no threads.
+/// The folder is none, /proc is out of reach, no threads, or locks on the host's files in confined threads.
 pub fn fs(settings: FsSettings) -> Result<Parts> {
-    let FsSettings { directory, config, readonly, shares } = settings;
+    let FsSettings { directory, config, readonly, remote_locks, shares } = settings;
     let what = format!("fs {}", config.tag);
+    // The first lock would end the process.
+    if remote_locks && strato_jail::confinement().is_some() {
+        return Err(Failure::refused(format!(
+            "Device {what} cannot take locks on the host's files while its threads are confined: switch one of the two off"
+        )));
+    }
     let cache = config.cache;
     let root = match directory {
         Some(directory) => Root::Directory(ShareConfig { cache, readonly, ..ShareConfig::new(directory) }),
@@ -150,6 +158,7 @@ pub fn fs(settings: FsSettings) -> Result<Parts> {
     };
     let several = matches!(root, Root::Collection);
     let mut host = made(&what, PassthroughConfig::new(root))?;
+    host.remote_locks = remote_locks;
     host.limits.nodes /= shares.max(1);
     host.limits.handles /= shares.max(1);
     let host = Arc::new(made(&what, for_all(move || Passthrough::new(host)).and_then(|made| made))?);

@@ -330,6 +330,8 @@ pub struct RawFsConfig {
     readonly: u32,
     writeback: u32,
     shares: u32,
+    remote_locks: u32,
+    reserved: u32,
     tag: *const c_char,
 }
 
@@ -360,6 +362,7 @@ pub unsafe extern "C" fn strato_vmm_fs_create(
                 ..FsConfig::default()
             },
             readonly: raw.readonly != 0,
+            remote_locks: raw.remote_locks != 0,
             shares: usize::try_from(raw.shares).unwrap_or(usize::MAX),
         };
         // SAFETY: the header's rules.
