@@ -115,7 +115,7 @@ class DriveConfig:
     id: str
     """Name of the device, unique in the VM."""
     path: Path
-    """Regular file or block device with the raw contents."""
+    """Regular file or block device with the raw contents. The command `block_resize` makes it larger while the VM runs."""  # noqa: E501
     readonly: bool = False
     """Refuse writes from the guest."""
     serial: str | None = None

@@ -174,6 +174,16 @@ class DeviceServer:
 
         self._find(BlockDevice, device_id).set_limits(limits(limit))
 
+    def resize_drive(self, device_id: str, size: int) -> None:
+        """Let the guest see a disk of another size. Raises KeyError for an unknown one, HostError."""
+        from ..devices import BlockDevice
+
+        disk: BlockDevice = self._find(BlockDevice, device_id)
+        try:
+            disk.grow(size)
+        except OSError as error:
+            raise HostError(f"Disk '{device_id}' cannot become {size} bytes large") from error
+
     def set_balloon(self, size: int) -> None:
         """Ask the guest for so many bytes of its memory. Raises QmpCommandError without a balloon."""
         self._balloon().set_target(size)

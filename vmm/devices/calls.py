@@ -164,6 +164,12 @@ def block_resize(device: Any) -> int:
     return int(ret[0])
 
 
+def block_grow(device: Any, size: int) -> int:
+    ret = ffi.new("uint64_t *")
+    _check(_lib.strato_vmm_block_grow(device, size, ret))
+    return int(ret[0])
+
+
 def block_set_limits(device: Any, limits: tuple[int, int, int, int]) -> None:
     place = ffi.new("strato_vmm_limits *")
     _set_limits(place, limits)

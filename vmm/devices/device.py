@@ -99,6 +99,13 @@ class BlockDevice(Device):
         """Take the file's size anew, tell the guest, and return the bytes that it sees."""
         return calls.block_resize(self._open())
 
+    def grow(self, size: int) -> int:
+        """Make a regular file that is smaller ``size`` bytes large, then as `resize`.
+
+        OSError with EINVAL: it is larger, read-only, or a block device of another size.
+        """
+        return calls.block_grow(self._open(), size)
+
     def set_limits(self, limits: Limits) -> None:
         """Replace the limits."""
         calls.block_set_limits(self._open(), limits.values())

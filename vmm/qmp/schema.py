@@ -55,6 +55,13 @@ COMMANDS: dict[str, CommandSpec] = {
     "system_reset": _NONE,
     "set_link": CommandSpec({"name": _STRING, "up": _BOOLEAN}),
     "balloon": CommandSpec({"value": _INTEGER}),
+    "block_resize": CommandSpec(
+        {
+            "device": Argument(str, optional=True),
+            "node-name": Argument(str, optional=True),
+            "size": _INTEGER,
+        }
+    ),
     "getfd": CommandSpec({"fdname": _STRING}),
     "closefd": CommandSpec({"fdname": _STRING}),
     "add-fd": CommandSpec({"fdset-id": Argument(int, optional=True), "opaque": Argument(str, optional=True)}),

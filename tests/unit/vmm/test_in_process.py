@@ -116,3 +116,11 @@ def test_what_is_no_disk_is_refused_with_the_reason(tmp_path: Path) -> None:
         ears.server.serve()
     assert "regular file or a block device" in str(caught.value.__cause__)
     ears.close()
+
+
+def test_what_is_not_there_is_not_resized() -> None:
+    ears = Ears()
+    ears.server.serve()
+    with pytest.raises(KeyError):
+        ears.server.resize_drive("rng", 512)
+    ears.close()

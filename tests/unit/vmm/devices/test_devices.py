@@ -7,10 +7,12 @@ import pytest
 
 from vmm.devices import (
     BalloonDevice,
+    BlockDevice,
     ConsoleDevice,
     ConsolePort,
     EventRing,
     balloon,
+    block,
     console,
     fs,
     rng,
@@ -84,6 +86,27 @@ def test_only_a_balloon_has_a_target() -> None:
             disguised.info()
         disguised.abandon()
         device.close()
+
+
+def test_disk_grows_with_its_file_and_never_shrinks(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(8192))
+    with EventRing() as events, path.open("r+b") as file, block(events, 1, "d0", fd=file.fileno()) as device:
+        assert device.grow(1 << 20) == 1 << 20 == path.stat().st_size
+        os.truncate(path, 2 << 20)
+        assert device.resize() == device.grow(2 << 20) == 2 << 20
+        with pytest.raises(OSError, match="has 2097152 bytes, and disks in use do not shrink"):
+            device.grow(1 << 20)
+        with pytest.raises(OverflowError):
+            device.grow(-1)
+
+
+def test_only_a_disk_grows() -> None:
+    with EventRing() as events, rng(events, 1, "rng0", rate=1, burst=1) as device:
+        disk = BlockDevice(device.handle())
+        with pytest.raises(OSError, match="no disk"):
+            disk.grow(512)
+        disk.abandon()
 
 
 def test_share_is_made_with_what_it_may_have(tmp_path: Path) -> None:

@@ -145,6 +145,9 @@ int32_t strato_vmm_block_create(strato_vmm_events *events, uint64_t tag, const c
                                 const strato_vmm_block_config *config, strato_vmm_device **ret);
 /* Takes the file's size anew, tells the driver, and returns the bytes that it sees. */
 int32_t strato_vmm_block_resize(strato_vmm_device *device, uint64_t *ret);
+/* As resize, after a regular file that is smaller than bytes has been made that large, by a hole. EINVAL: it has more
+ * bytes, is read-only, or is a block device of another size; ret may be less by part of a block. */
+int32_t strato_vmm_block_grow(strato_vmm_device *device, uint64_t bytes, uint64_t *ret);
 int32_t strato_vmm_block_set_limits(strato_vmm_device *device, const strato_vmm_limits *limits);
 
 enum {

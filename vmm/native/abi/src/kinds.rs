@@ -2,7 +2,8 @@
 //! else here knows more than one kind.
 
 use std::ffi::CStr;
-use std::io;
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,7 +28,7 @@ pub enum Control {
     /// Nothing.
     None,
     /// A disk's size and limits.
-    Block(BlockControl),
+    Block(DiskControl),
     /// The shares of a device that has several.
     Shares(SharesControl),
     /// A network interface's link, limits and taps.
@@ -72,13 +73,71 @@ pub fn vsock(guest_cid: u64, path: PathBuf, max_connections: usize) -> Result<Pa
 /// # Errors
 /// The file is no disk, or the host has not what the configuration asks for.
 pub fn block(config: BlockConfig) -> Result<Parts> {
+    let (file, readonly) = (made("block", config.file.try_clone())?, config.readonly);
     let core = made("block", Block::new(config))?;
     let (metrics, control) = (core.metrics(), core.control());
     Ok(Parts {
         core: Box::new(core),
         counters: Box::new(move || metrics.snapshot()),
-        control: Control::Block(control),
+        control: Control::Block(DiskControl { core: control, file: Arc::new(file), readonly }),
     })
+}
+
+/// The size and limits of a disk in use.
+#[derive(Clone, Debug)]
+pub struct DiskControl {
+    core: BlockControl,
+    /// The same open file as the core's.
+    file: Arc<File>,
+    readonly: bool,
+}
+
+impl DiskControl {
+    /// What the core offers itself.
+    pub fn core(&self) -> &BlockControl {
+        &self.core
+    }
+
+    /// Makes the disk `bytes` large and tells the driver; returns what it sees, which is whole blocks. A regular file
+    /// that is smaller grows, by a hole. Of anything else the size must be that already: its owner has changed it.
+    ///
+    /// # Errors
+    /// EINVAL, in words: the disk would shrink, is read-only, or is a block device of another size. Or the file system
+    /// refuses.
+    pub fn grow(&self, bytes: u64) -> Result<u64> {
+        let failed =
+            |what: &str, error: &io::Error| Failure::new(what, error.raw_os_error().unwrap_or(libc::EIO));
+        let unknown = |error: io::Error| failed("Its size cannot be found out", &error);
+        // Metadata of block devices have no length. Nobody uses the position: all accesses name theirs.
+        let present = (&*self.file).seek(SeekFrom::End(0)).map_err(unknown)?;
+        let regular = self.file.metadata().map_err(unknown)?.is_file();
+        if bytes != present {
+            if !regular {
+                return Err(Failure::refused(format!(
+                    "It is a block device of {present} bytes: change the device's size on the host, then name that"
+                )));
+            }
+            if bytes < present {
+                return Err(Failure::refused(format!(
+                    "It has {present} bytes, and disks in use do not shrink: the guest's data beyond would be lost"
+                )));
+            }
+            if self.readonly {
+                return Err(Failure::refused(format!(
+                    "It is read-only and has {present} bytes: change the file's size on the host, then name that"
+                )));
+            }
+            if i64::try_from(bytes).is_err() {
+                return Err(Failure::refused(format!("No file can have {bytes} bytes")));
+            }
+            let file = Arc::clone(&self.file);
+            // Threads of shares set lengths, the caller may have no right to it; the keeper has that of all threads.
+            for_all(move || file.set_len(bytes))
+                .and_then(|done| done)
+                .map_err(|error| failed("Its file cannot grow", &error))?;
+        }
+        self.core.resize().map_err(|error| failed("The guest cannot be told", &error))
+    }
 }
 
 /// The network device.
