@@ -213,6 +213,14 @@ class Machine(Observer):
         require_operable(self.state, "block_resize")
         self._devices.resize_drive(device_id, size)
 
+    def reset_vsock(self) -> None:
+        """End all vsock connections, as a VM needs it that has become another's copy.
+
+        Raises QmpCommandError, HostError, StateError.
+        """
+        require_operable(self.state, "x-strato-reset-vsock")
+        self._devices.reset_vsock()
+
     def hotplug(self, operation: str) -> Hotplug:
         """Return what adds and removes devices. Raises StateError, EngineError where nothing can."""
         require_operable(self.state, operation)

@@ -122,6 +122,50 @@ def test_guest_connects_to_a_listener_of_the_host(vms: VmFactory, vsock_programs
             assert connection.recv(5) == b"hello"
 
 
+def test_reset_of_the_transport_ends_connections_and_no_listener(equipped_vms: MakeVms) -> None:
+    vms = equipped_vms("stream_bench")
+    config = vms.config()
+    path = config.runtime_dir / "v.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.settimeout(DEADLINE_S)
+        listener.bind(f"{path}_77")
+        listener.listen()
+        vm = vms.boot(replace(config, vsock=VsockConfig(socket=path)))
+        assert vm.ask("vsock-echo 1024") == "ok"
+
+        for _ in range(2):
+            by_host = connect_to_guest(path, 1024)
+            assert exchange(by_host, b"before") == b"before"
+            vm.send("run /stream_bench receive vsock:2:77 1 100")
+            by_guest, _ = listener.accept()
+            by_guest.settimeout(DEADLINE_S)
+            assert by_guest.recv(1) == b"r"
+            by_guest.sendall(b"a part of it")
+            with vm.qmp() as qmp, by_host, by_guest:
+                assert qmp.execute("x-strato-reset-vsock") == {}
+                assert ended(by_host) and ended(by_guest)
+            vm.wait_for("recv: ")
+            vm.wait_for("=> exit 1")
+
+            # The guest's listener serves one connection after the other: it has seen the end of the first.
+            with connect_to_guest(path, 1024) as connection:
+                assert exchange(connection, b"after") == b"after"
+
+
+def ended(connection: socket.socket) -> bool:
+    """Wait for the end of a connection on which nothing is sent any more."""
+    try:
+        return connection.recv(100) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_reset_of_the_transport_without_vsock_is_refused(vms: VmFactory) -> None:
+    vm = vms.boot()
+    with vm.qmp() as qmp, pytest.raises(QmpCommandError, match="No vsock device"):
+        qmp.execute("x-strato-reset-vsock")
+
+
 def message_socket() -> socket.socket:
     made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     made.settimeout(DEADLINE_S)

@@ -184,6 +184,19 @@ class DeviceServer:
         except OSError as error:
             raise HostError(f"Disk '{device_id}' cannot become {size} bytes large") from error
 
+    def reset_vsock(self) -> None:
+        """End all vsock connections. Raises QmpCommandError without a device of ours, HostError."""
+        from ..devices import VsockDevice
+
+        for _, device in self._devices.values():
+            if isinstance(device, VsockDevice):
+                try:
+                    device.reset_transport()
+                except OSError as error:
+                    raise HostError("Connections of vsock cannot be reset") from error
+                return
+        raise QmpCommandError("DeviceNotActive", "No vsock device is served here: the VM has none of ours")
+
     def set_balloon(self, size: int) -> None:
         """Ask the guest for so many bytes of its memory. Raises QmpCommandError without a balloon."""
         self._balloon().set_target(size)

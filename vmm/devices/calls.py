@@ -137,6 +137,10 @@ def vsock_create(
     return ret[0]
 
 
+def vsock_reset_transport(device: Any) -> None:
+    _check(_lib.strato_vmm_vsock_reset_transport(device))
+
+
 def block_create(
     events: Any,
     tag: int,

@@ -111,6 +111,14 @@ class BlockDevice(Device):
         calls.block_set_limits(self._open(), limits.values())
 
 
+class VsockDevice(Device):
+    """A socket device, whose connections can be ended all at once."""
+
+    def reset_transport(self) -> None:
+        """End all connections on both sides, soon, and tell the guest so; listeners stay."""
+        calls.vsock_reset_transport(self._open())
+
+
 class SharesDevice(Device):
     """A file-system device; one without a folder of its own has shares, which come and go."""
 
@@ -254,9 +262,9 @@ def vsock(
     guest_cid: int,
     path: str | PathLike[str],
     max_connections: int = MAX_CONNECTIONS,
-) -> Device:
+) -> VsockDevice:
     """Make a socket device that listens at ``path`` at once."""
-    return Device(calls.vsock_create(events.handle(), tag, name, guest_cid, path, max_connections))
+    return VsockDevice(calls.vsock_create(events.handle(), tag, name, guest_cid, path, max_connections))
 
 
 _BLOCK_CACHES = {"writeback": 0, "none": 1, "direct": 2}

@@ -67,6 +67,7 @@ class Commands:
             ),
             "x-strato-add-share": self._add_share,
             "x-strato-remove-share": self._remove_share,
+            "x-strato-reset-vsock": self._reset_vsock,
             "x-strato-set-net-limit": self._set_net_limit,
             "x-strato-set-block-limit": self._set_block_limit,
         }
@@ -122,6 +123,10 @@ class Commands:
             self._machine.resize_drive(device_id, arguments["size"])
         except KeyError as error:
             raise QmpCommandError("DeviceNotFound", f"Device '{device_id}' not found") from error
+        done({})
+
+    def _reset_vsock(self, _: dict[str, Any], done: Done) -> None:
+        self._machine.reset_vsock()
         done({})
 
     def _quit(self, _: dict[str, Any], done: Done) -> None:

@@ -87,6 +87,7 @@ COMMANDS: dict[str, CommandSpec] = {
         }
     ),
     "x-strato-remove-share": CommandSpec({"tag": _STRING, "name": _STRING}),
+    "x-strato-reset-vsock": _NONE,
     "x-strato-set-net-limit": CommandSpec({"id": _STRING, "direction": _STRING, **_LIMIT}),
     "x-strato-set-block-limit": CommandSpec({"id": _STRING, **_LIMIT}),
 }

@@ -11,11 +11,13 @@ from vmm.devices import (
     ConsoleDevice,
     ConsolePort,
     EventRing,
+    VsockDevice,
     balloon,
     block,
     console,
     fs,
     rng,
+    vsock,
 )
 
 pytestmark = pytest.mark.unit
@@ -101,12 +103,17 @@ def test_disk_grows_with_its_file_and_never_shrinks(tmp_path: Path) -> None:
             device.grow(-1)
 
 
-def test_only_a_disk_grows() -> None:
+def test_only_a_disk_grows_and_only_vsock_has_a_transport(tmp_path: Path) -> None:
     with EventRing() as events, rng(events, 1, "rng0", rate=1, burst=1) as device:
-        disk = BlockDevice(device.handle())
+        disk, socket = BlockDevice(device.handle()), VsockDevice(device.handle())
         with pytest.raises(OSError, match="no disk"):
             disk.grow(512)
+        with pytest.raises(OSError, match="no vsock"):
+            socket.reset_transport()
         disk.abandon()
+        socket.abandon()
+        with vsock(events, 2, "vsock0", guest_cid=3, path=tmp_path / "v") as other:
+            other.reset_transport()
 
 
 def test_share_is_made_with_what_it_may_have(tmp_path: Path) -> None:

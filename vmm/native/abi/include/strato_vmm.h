@@ -107,6 +107,9 @@ size_t strato_vmm_sizeof_vsock_config(void);
 /* Listens at once. */
 int32_t strato_vmm_vsock_create(strato_vmm_events *events, uint64_t tag, const char *name,
                                 const strato_vmm_vsock_config *config, strato_vmm_device **ret);
+/* Ends all connections on both sides and tells the guest so: what a VM needs that has become another's copy. Listeners
+ * stay. Carried out by the device's own thread, soon; several calls may become one. */
+int32_t strato_vmm_vsock_reset_transport(strato_vmm_device *device);
 
 /* Zero: no limit; a burst of zero: as much as a second gives. */
 typedef struct {

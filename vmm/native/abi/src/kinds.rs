@@ -16,7 +16,7 @@ use strato_devices::fs::passthrough::{CachePolicy, Passthrough, PassthroughConfi
 use strato_devices::fs::{Fs, FsConfig};
 use strato_devices::net::{Net, NetConfig, NetControl};
 use strato_devices::rng::{Rng, RngConfig};
-use strato_devices::vsock::{Vsock, VsockConfig};
+use strato_devices::vsock::{Vsock, VsockConfig, VsockControl};
 use strato_plumbing::{Failure, Result};
 use strato_virtio::thread::for_all;
 
@@ -37,6 +37,8 @@ pub enum Control {
     Console(ConsoleControl),
     /// A balloon's target.
     Balloon(BalloonControl),
+    /// A socket device's connections.
+    Vsock(VsockControl),
 }
 
 /// What a core says when it cannot be made, in this library's words.
@@ -64,8 +66,12 @@ pub fn rng(config: RngConfig) -> Result<Parts> {
 pub fn vsock(guest_cid: u64, path: PathBuf, max_connections: usize) -> Result<Parts> {
     let what = format!("vsock at {}", path.display());
     let core = made(&what, Vsock::new(VsockConfig { guest_cid, path, max_connections }))?;
-    let metrics = core.metrics();
-    Ok(Parts { core: Box::new(core), counters: Box::new(move || metrics.snapshot()), control: Control::None })
+    let (metrics, control) = (core.metrics(), core.control());
+    Ok(Parts {
+        core: Box::new(core),
+        counters: Box::new(move || metrics.snapshot()),
+        control: Control::Vsock(control),
+    })
 }
 
 /// The block device.

@@ -2,10 +2,9 @@
 
 mod balloon;
 mod console;
+mod vsock;
 
-use std::ffi::{CStr, OsStr, c_char};
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::ffi::{CStr, c_char};
 use std::time::Duration;
 
 use strato_devices::block::{BlockConfig, CacheMode, EngineChoice};
@@ -23,6 +22,7 @@ use crate::kinds::{self, Control, DiskControl, FsSettings, SharesControl};
 
 pub use self::balloon::*;
 pub use self::console::*;
+pub use self::vsock::*;
 
 /// `strato_vmm_rng_config`.
 #[derive(Debug, Clone, Copy)]
@@ -51,36 +51,6 @@ pub unsafe extern "C" fn strato_vmm_rng_create(
         let config = RngConfig { limit: BucketConfig { rate: raw.rate, burst: raw.burst } };
         // SAFETY: the header's rules.
         unsafe { create(events, tag, name, ret, || kinds::rng(config)) }
-    })
-}
-
-/// `strato_vmm_vsock_config`.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub struct RawVsockConfig {
-    size: u32,
-    max_connections: u32,
-    guest_cid: u64,
-    path: *const c_char,
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn strato_vmm_vsock_create(
-    events: *mut Events,
-    tag: u64,
-    name: *const c_char,
-    config: *const RawVsockConfig,
-    ret: *mut *mut Device,
-) -> i32 {
-    border(|| {
-        // SAFETY: the header's rule for pointers.
-        let raw = unsafe { config.as_ref() }.ok_or_else(|| null("config"))?;
-        check_size::<RawVsockConfig>(raw.size.into(), "strato_vmm_vsock_config")?;
-        // SAFETY: the header's rule for strings.
-        let path = PathBuf::from(OsStr::from_bytes(unsafe { required(raw.path, "path") }?.to_bytes()));
-        let most = usize::try_from(raw.max_connections).unwrap_or(usize::MAX);
-        // SAFETY: the header's rules.
-        unsafe { create(events, tag, name, ret, || kinds::vsock(raw.guest_cid, path, most)) }
     })
 }
 

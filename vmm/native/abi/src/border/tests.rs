@@ -8,11 +8,12 @@ use super::machine::*;
 use super::*;
 
 const HEADER: &str = include_str!("../../include/strato_vmm.h");
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 6] = [
     include_str!("../border.rs"),
     include_str!("kinds.rs"),
     include_str!("kinds/balloon.rs"),
     include_str!("kinds/console.rs"),
+    include_str!("kinds/vsock.rs"),
     include_str!("machine.rs"),
 ];
 
@@ -350,6 +351,10 @@ fn calls_for_another_kind_of_device_are_refused() {
     let mut seen = 7;
     // SAFETY: handle and place are live.
     assert_eq!(unsafe { strato_vmm_block_grow(owned.device, 1 << 20, &raw mut seen) }, -libc::EINVAL);
+    // SAFETY: the handle is live.
+    assert_eq!(unsafe { strato_vmm_vsock_reset_transport(owned.device) }, -libc::EINVAL);
+    // SAFETY: null is checked.
+    assert_eq!(unsafe { strato_vmm_vsock_reset_transport(null_mut()) }, -libc::EINVAL);
 }
 
 #[test]
