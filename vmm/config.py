@@ -115,7 +115,7 @@ class DriveConfig:
     id: str
     """Name of the device, unique in the VM."""
     path: Path
-    """Regular file or block device with the raw contents."""
+    """Regular file or block device with the raw contents. The command `block_resize` makes it larger while the VM runs."""  # noqa: E501
     readonly: bool = False
     """Refuse writes from the guest."""
     serial: str | None = None
@@ -196,6 +196,10 @@ class ShareConfig:
     """`auto`: the guest revalidates after a second; `always`: never (host must not change files); `none`: always."""  # noqa: E501
     readonly: bool = False
     """Refuse writes from the guest."""
+    writeback: bool = False
+    """Let the guest keep what it writes and hand it over later, in larger pieces, until `fsync` or `close`. Programs of the host must not use files meanwhile that the guest writes."""  # noqa: E501
+    remote_locks: bool = False
+    """Take the guest's locks (`fcntl`, `flock`) on the host's files, where the host and other VMs meet them; otherwise they are the guest's own. A call that would have to wait for a lock fails with EOPNOTSUPP. Only with `jail.enabled` false."""  # noqa: E501
 
 
 @record(frozen=True, kw_only=True)

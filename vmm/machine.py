@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 QUIT_GRACE_S = 2.0
 """Time for everything to end by itself before it is killed."""
 
+SECTOR_BYTES = 512
+"""The unit of a virtio disk's capacity (virtio 1.2, 5.2.4)."""
+
+MAX_FILE_BYTES = 1 << 63
+"""No file of Linux is as large as that (loff_t)."""
+
 BACKEND_VERDICT_S = 1.0
 """How long after a backend's good end the end of the engine may explain it."""
 
@@ -198,6 +204,26 @@ class Machine(Observer):
         require_operable(self.state, "x-strato-set-block-limit")
         self._devices.set_drive_limit(device_id, limit)
         self._drive_limits[device_id] = limit
+
+    def resize_drive(self, device_id: str, size: int) -> None:
+        """Make a disk larger, and its file with it unless that is so large already.
+
+        Raises KeyError for an unknown disk, QmpCommandError, HostError, StateError.
+        """
+        if not 0 < size < MAX_FILE_BYTES or size % SECTOR_BYTES:
+            raise QmpCommandError(
+                "GenericError", f"Parameter 'size' expects a multiple of {SECTOR_BYTES} bytes, not {size}"
+            )
+        require_operable(self.state, "block_resize")
+        self._devices.resize_drive(device_id, size)
+
+    def reset_vsock(self) -> None:
+        """End all vsock connections, as a VM needs it that has become another's copy.
+
+        Raises QmpCommandError, HostError, StateError.
+        """
+        require_operable(self.state, "x-strato-reset-vsock")
+        self._devices.reset_vsock()
 
     def hotplug(self, operation: str) -> Hotplug:
         """Return what adds and removes devices. Raises StateError, EngineError where nothing can."""

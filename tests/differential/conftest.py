@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from .workbench import compile_programs
+from .workbench import PROGRAMS, compile_program
 
 
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def programs() -> dict[str, Path]:
     """The programs of `guest/` by name."""
-    return compile_programs(tmp_path_factory.mktemp("programs"))
+    return {name: compile_program(name) for name in PROGRAMS}

@@ -9,7 +9,7 @@ from .cases import Case, script
 from .differences import Traces, parse, unexplained
 from .generic_cases import GENERIC, random_calls
 from .posix_cases import POSIX
-from .workbench import Workbench, workbench
+from .workbench import Policy, Workbench, workbench
 
 pytestmark = pytest.mark.differential
 
@@ -35,16 +35,22 @@ LONG_LOADS = {
     "churn-long": ("7", "3000"),
 }
 FULL = pytest.mark.full
+POLICIES = {
+    "auto": Policy(),
+    "always": Policy("always"),
+    "none": Policy("none"),
+    "writeback": Policy(writeback=True),
+}
 
 
 @pytest.fixture(
     scope="module",
-    params=["auto", pytest.param("always", marks=FULL), pytest.param("none", marks=FULL)],
+    params=["auto", *(pytest.param(name, marks=FULL) for name in POLICIES if name != "auto")],
 )
 def bench(request: pytest.FixtureRequest, programs: dict[str, Path]) -> Iterator[Workbench]:
-    """One VM for all tests of a cache policy."""
+    """One VM for all tests of a policy."""
     scripts = {f"cases-{name}": script(cases) for name, cases in {**GROUPS, **LONG_GROUPS}.items()}
-    with workbench(request.param, programs, scripts) as made:
+    with workbench(POLICIES[request.param], programs, scripts) as made:
         yield made
 
 
@@ -52,12 +58,15 @@ def check_group(bench: Workbench, name: str, cases: list[Case]) -> None:
     outcome = bench.everywhere("script", [f"/cases-{name}"], [])
     traces = Traces(parse(outcome.ours), parse(outcome.reference), parse(outcome.native))
     assert len(traces.reference) == sum(len(entry.lines) for entry in cases)
-    found = unexplained(cases, traces, bench.cache)
+    found = unexplained(cases, traces, bench.policy.cache)
     assert not found, f"{len(found)} differences:\n" + "\n".join(found[:60])
 
 
 def check_load(bench: Workbench, name: str, words: tuple[str, ...]) -> None:
-    outcome = bench.everywhere("stress", [name.partition("-")[0]], words)
+    load = name.partition("-")[0]
+    if load == "random" and bench.policy.writeback:
+        words += ("kept-back",)
+    outcome = bench.everywhere("stress", [load], words)
     assert outcome.ours == outcome.reference == outcome.native
     assert outcome.ours
 
@@ -82,3 +91,12 @@ def test_many_random_calls_give_the_same_results(bench: Workbench, name: str) ->
 @pytest.mark.parametrize("name", LONG_LOADS)
 def test_long_load_gives_the_same_digest(bench: Workbench, name: str) -> None:
     check_load(bench, name, LONG_LOADS[name])
+
+
+def test_writes_that_the_guest_keeps_back_give_the_same_results(programs: dict[str, Path]) -> None:
+    groups = ("holes", "size-time")
+    scripts = {f"cases-{name}": script(GROUPS[name]) for name in groups}
+    with workbench(POLICIES["writeback"], programs, scripts) as bench:
+        for name in groups:
+            check_group(bench, name, GROUPS[name])
+        check_load(bench, "random", LOADS["random"])

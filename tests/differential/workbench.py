@@ -15,6 +15,8 @@ from tests.framework import guest_image
 from tests.framework.command import run
 from tests.framework.device_vm import DeviceVm, DeviceVmSettings
 from tests.framework.vhost_devices import REFERENCE, STRATO, Share
+from tools.cache import Cache, digest_files
+from tools.progress import capture
 
 _SOURCES = Path(__file__).with_name("guest")
 PROGRAMS = {
@@ -35,21 +37,36 @@ class Outcome:
     native: str
 
 
-def compile_programs(directory: Path) -> dict[str, Path]:
-    """Compiles all programs as static ones; their paths by name."""
+def compile_program(name: str) -> Path:
+    """Compiles one of `PROGRAMS` as a static one, unless the cache has it; its path."""
     flags = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-result", "-static", "-s")
-    for name, sources in PROGRAMS.items():
-        paths = [_SOURCES / source for source in sources]
-        subprocess.run(["gcc", *flags, "-o", directory / name, *paths], check=True)
-    return {name: directory / name for name in PROGRAMS}
+    sources = [_SOURCES / source for source in PROGRAMS[name]]
+
+    def build(output: Path) -> None:
+        subprocess.run(["gcc", *flags, "-o", output / name, *sources], check=True)
+
+    inputs = {
+        "source": digest_files([*sources, *_SOURCES.glob("*.h")], _SOURCES),
+        "flags": " ".join(flags),
+        "compiler": capture(["gcc", "-dumpfullversion"]).strip(),
+    }
+    return Cache().entry("guest-program", inputs, build) / name
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the guest may remember of a share, and whether it may keep back what it writes."""
+
+    cache: str = "auto"
+    writeback: bool = False
 
 
 class Workbench:
     """The running VM; made by `workbench`."""
 
-    def __init__(self, vm: DeviceVm, directory: Path, programs: Mapping[str, Path], cache: str) -> None:
+    def __init__(self, vm: DeviceVm, directory: Path, programs: Mapping[str, Path], policy: Policy) -> None:
         self.vm = vm
-        self.cache = cache
+        self.policy = policy
         self.directory = directory
         self._programs = programs
         for name in ("ours", "reference"):
@@ -80,7 +97,9 @@ class Workbench:
 
 
 @contextmanager
-def workbench(cache: str, programs: Mapping[str, Path], scripts: Mapping[str, str]) -> Iterator[Workbench]:
+def workbench(
+    policy: Policy, programs: Mapping[str, Path], scripts: Mapping[str, str]
+) -> Iterator[Workbench]:
     """A VM with programs, and with `scripts` by name as files, in its root folder."""
     directory = Path(tempfile.mkdtemp(prefix="vmd-"))
     try:
@@ -94,12 +113,12 @@ def workbench(cache: str, programs: Mapping[str, Path], scripts: Mapping[str, st
         for name, server in (("ours", STRATO), ("reference", REFERENCE)):
             (directory / name).mkdir()
             # With `none` virtiofsd has no shared mappings; what a policy changes is no result of a call.
-            policy = "auto" if (server, cache) == (REFERENCE, "none") else cache
-            shares.append(Share(name, directory / name, server, policy))
+            cache = "auto" if (server, policy.cache) == (REFERENCE, "none") else policy.cache
+            shares.append(Share(name, directory / name, server, cache, policy.writeback))
         (directory / "native").mkdir()
         (directory / "vm").mkdir()
         settings = DeviceVmSettings(guest_image.build(directory, files), shares)
         with DeviceVm(directory / "vm", settings) as vm:
-            yield Workbench(vm, directory, programs, cache)
+            yield Workbench(vm, directory, programs, policy)
     finally:
         shutil.rmtree(directory, ignore_errors=True)

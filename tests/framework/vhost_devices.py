@@ -128,15 +128,25 @@ class Share(VhostUser):
     directory: Path
     by: str
     cache: str = "auto"
+    writeback: bool = False
+    remote_locks: bool = False
 
     def command(self, socket_path: Path, listener_fd: int) -> list[str]:
         """See VhostUser."""
         if self.by == REFERENCE:
-            share = ShareConfig(tag=self.name, directory=self.directory, cache=ShareCache(self.cache))
+            share = ShareConfig(
+                tag=self.name,
+                directory=self.directory,
+                cache=ShareCache(self.cache),
+                writeback=self.writeback,
+                remote_locks=self.remote_locks,
+            )
             return virtiofsd.arguments(paths.virtiofsd(), share, self.directory, listener_fd)
         return [
             *(str(paths.strato_vhost_device()), "fs", "--socket", str(socket_path)),
             *("--directory", str(self.directory), "--cache", self.cache, "--tag", self.name),
+            *(["--writeback"] if self.writeback else []),
+            *(["--remote-locks"] if self.remote_locks else []),
         ]
 
     def device(self, kind: str) -> str:

@@ -8,6 +8,8 @@ import pytest
 from tests.framework import guest_image
 from tests.framework.vm import VmFactory, vm_factory
 
+from .guest_scripts import MakeVms, equipped
+
 
 @pytest.fixture(scope="session")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -20,3 +22,10 @@ def vms(guest: Path) -> Iterator[VmFactory]:
     """Makes VMs and proves that they have left nothing."""
     with vm_factory(guest) as factory:
         yield factory
+
+
+@pytest.fixture
+def equipped_vms(tmp_path: Path) -> Iterator[MakeVms]:
+    """Makes VMs whose guest has a program; see `guest_scripts.equipped`."""
+    with equipped(tmp_path) as make:
+        yield make

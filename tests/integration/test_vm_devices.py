@@ -1,6 +1,7 @@
 """The devices of a running VM: vsock, shares, disks, interfaces, entropy."""
 
 import errno
+import fcntl
 import os
 import socket
 import subprocess
@@ -24,6 +25,8 @@ from vmm.config import (
 )
 from vmm.errors import QmpCommandError
 from vmm.sys import open_tap
+
+from .guest_scripts import MakeVms, results
 
 pytestmark = pytest.mark.integration
 
@@ -117,6 +120,50 @@ def test_guest_connects_to_a_listener_of_the_host(vms: VmFactory, vsock_programs
         with connection:
             connection.settimeout(DEADLINE_S)
             assert connection.recv(5) == b"hello"
+
+
+def test_reset_of_the_transport_ends_connections_and_no_listener(equipped_vms: MakeVms) -> None:
+    vms = equipped_vms("stream_bench")
+    config = vms.config()
+    path = config.runtime_dir / "v.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.settimeout(DEADLINE_S)
+        listener.bind(f"{path}_77")
+        listener.listen()
+        vm = vms.boot(replace(config, vsock=VsockConfig(socket=path)))
+        assert vm.ask("vsock-echo 1024") == "ok"
+
+        for _ in range(2):
+            by_host = connect_to_guest(path, 1024)
+            assert exchange(by_host, b"before") == b"before"
+            vm.send("run /stream_bench receive vsock:2:77 1 100")
+            by_guest, _ = listener.accept()
+            by_guest.settimeout(DEADLINE_S)
+            assert by_guest.recv(1) == b"r"
+            by_guest.sendall(b"a part of it")
+            with vm.qmp() as qmp, by_host, by_guest:
+                assert qmp.execute("x-strato-reset-vsock") == {}
+                assert ended(by_host) and ended(by_guest)
+            vm.wait_for("recv: ")
+            vm.wait_for("=> exit 1")
+
+            # The guest's listener serves one connection after the other: it has seen the end of the first.
+            with connect_to_guest(path, 1024) as connection:
+                assert exchange(connection, b"after") == b"after"
+
+
+def ended(connection: socket.socket) -> bool:
+    """Wait for the end of a connection on which nothing is sent any more."""
+    try:
+        return connection.recv(100) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_reset_of_the_transport_without_vsock_is_refused(vms: VmFactory) -> None:
+    vm = vms.boot()
+    with vm.qmp() as qmp, pytest.raises(QmpCommandError, match="No vsock device"):
+        qmp.execute("x-strato-reset-vsock")
 
 
 def message_socket() -> socket.socket:
@@ -258,6 +305,48 @@ def test_shares_come_and_go_below_a_running_vm(share: Path, vms: VmFactory, tmp_
             qmp.execute("x-strato-add-share", {**added, "tag": "fixed"})
         with pytest.raises(QmpCommandError, match="'none' not found"):
             qmp.execute("x-strato-add-share", {**added, "tag": "none"})
+
+
+WRITES = 100
+
+
+@pytest.mark.parametrize("writeback", [False, True])
+def test_guest_keeps_back_what_it_writes_if_it_may(
+    equipped_vms: MakeVms, tmp_path: Path, writeback: bool
+) -> None:
+    calls = ["open f0 file O_CREAT|O_WRONLY 0644", *["write f0 100 1"] * WRITES, "close f0"]
+    vms = equipped_vms("script", calls=calls)
+    (tmp_path / "shared").mkdir()
+    share = ShareConfig(tag="t", directory=tmp_path / "shared", writeback=writeback)
+    vm = vms.boot(replace(vms.config(), shares=(share,)))
+    assert vm.ask("mount t /mnt") == "ok"
+
+    assert results(vm, "calls", "/mnt") == ["0", *["100"] * WRITES, "0"]
+
+    assert (tmp_path / "shared" / "file").stat().st_size == 100 * WRITES
+    with vm.qmp() as qmp:
+        (counters,) = [
+            entry["counters"] for entry in qmp.execute("x-strato-stats")["devices"] if entry["kind"] == "fs"
+        ]
+    assert (counters["write_requests"] < WRITES // 4) == writeback
+
+
+def test_locks_are_taken_on_the_hosts_files_outside_of_the_jail(
+    equipped_vms: MakeVms, tmp_path: Path
+) -> None:
+    calls = ["open f0 file O_RDWR 0", "lock f0 write 0 5", "wait-lock f0 write 0 5", "lock f0 write 5 5"]
+    vms = equipped_vms("script", calls=calls)
+    (tmp_path / "shared").mkdir()
+    share = ShareConfig(tag="t", directory=tmp_path / "shared", remote_locks=True)
+    config = replace(vms.config(), shares=(share,))
+    with (tmp_path / "shared" / "file").open("wb") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 5)
+        vm = vms.boot(replace(config, jail=JailConfig(enabled=False)))
+        assert vm.ask("mount t /mnt") == "ok"
+        assert results(vm, "calls", "/mnt") == ["0", "EAGAIN", "EOPNOTSUPP", "0"]
+
+    jailed = vms.start(replace(config, runtime_dir=vms.directory()))
+    assert "locks on the host's files while its threads are confined" in jailed.wait_exit().message
 
 
 def test_read_only_share_refuses_writes(

@@ -174,6 +174,29 @@ class DeviceServer:
 
         self._find(BlockDevice, device_id).set_limits(limits(limit))
 
+    def resize_drive(self, device_id: str, size: int) -> None:
+        """Let the guest see a disk of another size. Raises KeyError for an unknown one, HostError."""
+        from ..devices import BlockDevice
+
+        disk: BlockDevice = self._find(BlockDevice, device_id)
+        try:
+            disk.grow(size)
+        except OSError as error:
+            raise HostError(f"Disk '{device_id}' cannot become {size} bytes large") from error
+
+    def reset_vsock(self) -> None:
+        """End all vsock connections. Raises QmpCommandError without a device of ours, HostError."""
+        from ..devices import VsockDevice
+
+        for _, device in self._devices.values():
+            if isinstance(device, VsockDevice):
+                try:
+                    device.reset_transport()
+                except OSError as error:
+                    raise HostError("Connections of vsock cannot be reset") from error
+                return
+        raise QmpCommandError("DeviceNotActive", "No vsock device is served here: the VM has none of ours")
+
     def set_balloon(self, size: int) -> None:
         """Ask the guest for so many bytes of its memory. Raises QmpCommandError without a balloon."""
         self._balloon().set_target(size)

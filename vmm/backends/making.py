@@ -72,6 +72,8 @@ def _make(plan: DevicePlan, ring: EventRing, tag: int, shares: int, fd: int | No
                     fs_tag=share.tag,
                     cache=str(share.cache),
                     readonly=share.readonly,
+                    writeback=share.writeback,
+                    remote_locks=share.remote_locks,
                     shares=shares,
                 )
         case NetConfig() as net:

@@ -64,8 +64,8 @@ def arguments(program: Path, share: ShareConfig, source: Path, listener_fd: int)
     switches = (
         "xattr",
         "announce_submounts",
-        "no_posix_lock",  # locks are the guest's own
-        "no_flock",
+        "writeback" if share.writeback else "no_writeback",
+        *(("posix_lock", "flock") if share.remote_locks else ("no_posix_lock", "no_flock")),
         "sandbox=chroot",
         "log_level=err",  # it reports the start and stop of each queue as information
     )

@@ -137,6 +137,10 @@ def vsock_create(
     return ret[0]
 
 
+def vsock_reset_transport(device: Any) -> None:
+    _check(_lib.strato_vmm_vsock_reset_transport(device))
+
+
 def block_create(
     events: Any,
     tag: int,
@@ -164,6 +168,12 @@ def block_resize(device: Any) -> int:
     return int(ret[0])
 
 
+def block_grow(device: Any, size: int) -> int:
+    ret = ffi.new("uint64_t *")
+    _check(_lib.strato_vmm_block_grow(device, size, ret))
+    return int(ret[0])
+
+
 def block_set_limits(device: Any, limits: tuple[int, int, int, int]) -> None:
     place = ffi.new("strato_vmm_limits *")
     _set_limits(place, limits)
@@ -175,13 +185,13 @@ def _set_limits(place: Any, limits: tuple[int, int, int, int]) -> None:
 
 
 def fs_create(
-    events: Any, tag: int, name: str, directory_fd: int, fs_tag: str, modes: tuple[int, int, int, int]
+    events: Any, tag: int, name: str, directory_fd: int, fs_tag: str, modes: tuple[int, int, int, int, int]
 ) -> Any:
-    """``modes``: cache, read-only, writeback, number of shares in the process."""
+    """``modes``: cache, read-only, writeback, remote locks, number of shares in the process."""
     config = _sized("strato_vmm_fs_config")
     text = _text(fs_tag)
     config.directory_fd, config.tag = directory_fd, text
-    config.cache, config.readonly, config.writeback, config.shares = modes
+    config.cache, config.readonly, config.writeback, config.remote_locks, config.shares = modes
     ret = ffi.new("strato_vmm_device **")
     _check(_lib.strato_vmm_fs_create(events, tag, _bytes(name), config, ret))
     return ret[0]

@@ -99,9 +99,24 @@ class BlockDevice(Device):
         """Take the file's size anew, tell the guest, and return the bytes that it sees."""
         return calls.block_resize(self._open())
 
+    def grow(self, size: int) -> int:
+        """Make a regular file that is smaller ``size`` bytes large, then as `resize`.
+
+        OSError with EINVAL: it is larger, read-only, or a block device of another size.
+        """
+        return calls.block_grow(self._open(), size)
+
     def set_limits(self, limits: Limits) -> None:
         """Replace the limits."""
         calls.block_set_limits(self._open(), limits.values())
+
+
+class VsockDevice(Device):
+    """A socket device, whose connections can be ended all at once."""
+
+    def reset_transport(self) -> None:
+        """End all connections on both sides, soon, and tell the guest so; listeners stay."""
+        calls.vsock_reset_transport(self._open())
 
 
 class SharesDevice(Device):
@@ -261,9 +276,9 @@ def vsock(
     guest_cid: int,
     path: str | PathLike[str],
     max_connections: int = MAX_CONNECTIONS,
-) -> Device:
+) -> VsockDevice:
     """Make a socket device that listens at ``path`` at once."""
-    return Device(calls.vsock_create(events.handle(), tag, name, guest_cid, path, max_connections))
+    return VsockDevice(calls.vsock_create(events.handle(), tag, name, guest_cid, path, max_connections))
 
 
 _BLOCK_CACHES = {"writeback": 0, "none": 1, "direct": 2}
@@ -299,13 +314,15 @@ def fs(
     cache: str = "auto",
     readonly: bool = False,
     writeback: bool = False,
+    remote_locks: bool = False,
     shares: int = 1,
 ) -> SharesDevice:
     """Make a share of a folder, or without one a root for shares.
 
-    ``shares`` is how many such devices divide the process's descriptors.
+    ``writeback`` and ``remote_locks`` as in `vmm.config.ShareConfig`; ``shares`` is how many such devices
+    divide the process's descriptors.
     """
-    modes = (_FS_CACHES[cache], int(readonly), int(writeback), shares)
+    modes = (_FS_CACHES[cache], int(readonly), int(writeback), int(remote_locks), shares)
     fd = -1 if directory_fd is None else directory_fd
     return SharesDevice(calls.fs_create(events.handle(), tag, name, fd, fs_tag, modes))
 

@@ -1,4 +1,4 @@
-"""Disks in QMP: the shapes of `query-block` and `blockdev-add`. Does no I/O."""
+"""Disks in QMP: the shapes of `query-block`, `blockdev-add` and `block_resize`. Does no I/O."""
 
 from __future__ import annotations
 
@@ -64,6 +64,14 @@ def _cache(wanted: dict[str, Any]) -> DriveCache:
             raise QmpCommandError("GenericError", "Cache modes 'direct' and 'no-flush' exclude each other")
         return DriveCache.NONE
     return DriveCache.DIRECT if wanted.get("direct") else DriveCache.WRITEBACK
+
+
+def disk_name(device: str | None, node: str | None) -> str:
+    """Return the one name of a disk that a command gives by device or by node. Raises QmpCommandError."""
+    names = [name for name in (device, node) if name is not None]
+    if len(names) != 1:
+        raise QmpCommandError("GenericError", "Exactly one of 'device' and 'node-name' must be given")
+    return names[0]
 
 
 def block_info(device_id: str, drive: DriveConfig, size: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..errors import QmpCommandError, VmmError
 from ..exit_report import ExitKind
 from ..machine import Machine
 from ..runstate import RunState
-from .block import block_info
+from .block import block_info, disk_name
 from .hotplug import HotplugCommands
 from .schema import COMMANDS, check_arguments
 from .session import Session
@@ -57,6 +57,7 @@ class Commands:
             "system_reset": lambda _, done: machine.reset(_empty(done)),
             "set_link": lambda arguments, done: self._set_link(arguments["name"], arguments["up"], done),
             "balloon": self._balloon,
+            "block_resize": self._block_resize,
             "x-strato-info": self._info,
             "x-strato-stats": lambda _, done: done(machine.metrics()),
             "x-strato-metrics": self._metrics,
@@ -66,6 +67,7 @@ class Commands:
             ),
             "x-strato-add-share": self._add_share,
             "x-strato-remove-share": self._remove_share,
+            "x-strato-reset-vsock": self._reset_vsock,
             "x-strato-set-net-limit": self._set_net_limit,
             "x-strato-set-block-limit": self._set_block_limit,
         }
@@ -112,6 +114,19 @@ class Commands:
 
     def _balloon(self, arguments: dict[str, Any], done: Done) -> None:
         self._machine.set_balloon(arguments["value"])
+        done({})
+
+    def _block_resize(self, arguments: dict[str, Any], done: Done) -> None:
+        # A disk and its node have one name, as `query-block` tells it.
+        device_id = disk_name(arguments.get("device"), arguments.get("node-name"))
+        try:
+            self._machine.resize_drive(device_id, arguments["size"])
+        except KeyError as error:
+            raise QmpCommandError("DeviceNotFound", f"Device '{device_id}' not found") from error
+        done({})
+
+    def _reset_vsock(self, _: dict[str, Any], done: Done) -> None:
+        self._machine.reset_vsock()
         done({})
 
     def _quit(self, _: dict[str, Any], done: Done) -> None:

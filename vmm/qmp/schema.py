@@ -55,6 +55,13 @@ COMMANDS: dict[str, CommandSpec] = {
     "system_reset": _NONE,
     "set_link": CommandSpec({"name": _STRING, "up": _BOOLEAN}),
     "balloon": CommandSpec({"value": _INTEGER}),
+    "block_resize": CommandSpec(
+        {
+            "device": Argument(str, optional=True),
+            "node-name": Argument(str, optional=True),
+            "size": _INTEGER,
+        }
+    ),
     "getfd": CommandSpec({"fdname": _STRING}),
     "closefd": CommandSpec({"fdname": _STRING}),
     "add-fd": CommandSpec({"fdset-id": Argument(int, optional=True), "opaque": Argument(str, optional=True)}),
@@ -80,6 +87,7 @@ COMMANDS: dict[str, CommandSpec] = {
         }
     ),
     "x-strato-remove-share": CommandSpec({"tag": _STRING, "name": _STRING}),
+    "x-strato-reset-vsock": _NONE,
     "x-strato-set-net-limit": CommandSpec({"id": _STRING, "direction": _STRING, **_LIMIT}),
     "x-strato-set-block-limit": CommandSpec({"id": _STRING, **_LIMIT}),
 }

@@ -8,11 +8,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/fs.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -154,6 +156,11 @@ static void do_fallocate(char **words) {
   say_outcome(fallocate(slot(words[0]), mode, number(words[2]), number(words[3])));
 }
 
+static void do_discard(char **words) {
+  uint64_t range[2] = {number(words[1]), number(words[2])};
+  say_outcome(ioctl(slot(words[0]), BLKDISCARD, range));
+}
+
 static void do_copy(char **words) {
   loff_t from = number(words[1]), to = number(words[3]);
   say_outcome(copy_file_range(slot(words[0]), &from, slot(words[2]), &to, number(words[4]), 0));
@@ -199,6 +206,7 @@ static void posix_lock(char **words, int verb) {
 }
 
 static void do_lock(char **words) { posix_lock(words, F_SETLK); }
+static void do_wait_lock(char **words) { posix_lock(words, F_SETLKW); }
 static void do_open_lock(char **words) { posix_lock(words, F_OFD_SETLK); }
 static void do_test_lock(char **words) { posix_lock(words, F_GETLK); }
 
@@ -235,6 +243,7 @@ const struct call data_calls[] = {
     {"fsync", do_fsync},
     {"fdatasync", do_fdatasync},
     {"fallocate", do_fallocate},
+    {"discard", do_discard},
     {"copy", do_copy},
     {"link-file", do_link_file},
     {"map-write", do_map_write},
@@ -242,6 +251,7 @@ const struct call data_calls[] = {
     {"map", do_map},
     {"flock", do_flock},
     {"lock", do_lock},
+    {"wait-lock", do_wait_lock},
     {"open-lock", do_open_lock},
     {"test-lock", do_test_lock},
     {"dup", do_dup},

@@ -2,7 +2,8 @@
 //
 // Loads that check themselves and print a digest of what they saw; same seed, same digest.
 //
-//   stress random DIR SEED COUNT [direct]  calls on one file, compared with a model in memory
+//   stress random DIR SEED COUNT [direct] [kept-back]
+//                                          calls on one file, compared with a model in memory
 //   stress tree DIR SEED COUNT             what `git clone` does: objects renamed into place, a work tree, removal
 //   stress churn DIR SEED COUNT            what `make -j4` does: several processes, one folder
 //   stress folder DIR SEED COUNT           a large folder read while it changes; telldir and seekdir
@@ -57,7 +58,7 @@ static void fill(char *data, size_t size) {
 // The file and what it must hold.
 static char *model, *scratch;
 static off_t size;
-static int file, direct;
+static int file, direct, kept_back;
 
 static void write_some(off_t at, size_t count) {
   fill(scratch, count);
@@ -129,6 +130,8 @@ static void copy_within(off_t from, off_t to, size_t count) {
 }
 
 static void seek_some(off_t at) {
+  // Linux asks the server, which does not know what the guest keeps back.
+  if (kept_back && fsync(file) < 0) fail("fsync");
   off_t data = lseek(file, at, SEEK_DATA);
   off_t end = data < 0 ? size : data;
   if (data < 0 && errno != ENXIO) fail("SEEK_DATA at %lld", (long long)at);
@@ -395,7 +398,10 @@ int main(int count, char **words) {
   const char *verb = words[1];
   int calls = atoi(words[4]);
   state = strtoull(words[3], NULL, 0);
-  direct = count > 5;
+  for (int i = 5; i < count; i++) {
+    direct |= !strcmp(words[i], "direct");
+    kept_back |= !strcmp(words[i], "kept-back");
+  }
   model = calloc(1, LARGEST);
   if (!model || posix_memalign((void **)&scratch, PAGE, LARGEST)) fail("memory");
   umask(022);

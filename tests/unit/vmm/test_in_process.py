@@ -8,7 +8,7 @@ from vmm.backends.in_process import MAX_WORDS, DeviceServer
 from vmm.boards.base import DeviceKind, DevicePlan
 from vmm.config import DriveConfig, RngConfig, ShareConfig
 from vmm.devices import LIBRARY_TAG, DeviceEvent, DeviceEventKind
-from vmm.errors import ConfigError, HostError
+from vmm.errors import ConfigError, HostError, QmpCommandError
 from vmm.log import Log
 
 pytestmark = pytest.mark.unit
@@ -115,4 +115,15 @@ def test_what_is_no_disk_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="d0") as caught:
         ears.server.serve()
     assert "regular file or a block device" in str(caught.value.__cause__)
+    ears.close()
+
+
+def test_what_is_not_there_is_neither_resized_nor_reset() -> None:
+    ears = Ears()
+    ears.server.serve()
+    with pytest.raises(KeyError):
+        ears.server.resize_drive("rng", 512)
+    with pytest.raises(QmpCommandError, match="No vsock device") as caught:
+        ears.server.reset_vsock()
+    assert caught.value.error_class == "DeviceNotActive"
     ears.close()

@@ -7,7 +7,7 @@ import pytest
 
 from vmm.config import DriveCache, DriveConfig, LimitConfig
 from vmm.errors import QmpCommandError
-from vmm.qmp.block import DiskRequest, block_info, disk_request
+from vmm.qmp.block import DiskRequest, block_info, disk_name, disk_request
 
 pytestmark = pytest.mark.unit
 
@@ -65,3 +65,10 @@ def test_disk_is_told_in_qemus_shape() -> None:
     assert (inserted["bps"], inserted["iops"]) == (1000, 10)
     assert inserted["cache"] == {"writeback": True, "direct": True, "no-flush": False}
     assert inserted["image"]["virtual-size"] == 4096
+
+
+def test_disk_is_named_by_device_or_by_node() -> None:
+    assert disk_name("d0", None) == disk_name(None, "d0") == "d0"
+    for device, node in ((None, None), ("d0", "d0")):
+        with pytest.raises(QmpCommandError, match="Exactly one"):
+            disk_name(device, node)

@@ -1,10 +1,24 @@
 """The objects of vmm.devices that no engine uses yet, on the real library."""
 
 import os
+from pathlib import Path
 
 import pytest
 
-from vmm.devices import BalloonDevice, ConsoleDevice, ConsolePort, EventRing, balloon, console, rng
+from vmm.devices import (
+    BalloonDevice,
+    BlockDevice,
+    ConsoleDevice,
+    ConsolePort,
+    EventRing,
+    VsockDevice,
+    balloon,
+    block,
+    console,
+    fs,
+    rng,
+    vsock,
+)
 from vmm.devices.device import STATS
 
 pytestmark = pytest.mark.unit
@@ -94,3 +108,38 @@ def test_only_a_balloon_has_a_target() -> None:
             disguised.info()
         disguised.abandon()
         device.close()
+
+
+def test_disk_grows_with_its_file_and_never_shrinks(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(8192))
+    with EventRing() as events, path.open("r+b") as file, block(events, 1, "d0", fd=file.fileno()) as device:
+        assert device.grow(1 << 20) == 1 << 20 == path.stat().st_size
+        os.truncate(path, 2 << 20)
+        assert device.resize() == device.grow(2 << 20) == 2 << 20
+        with pytest.raises(OSError, match="has 2097152 bytes, and disks in use do not shrink"):
+            device.grow(1 << 20)
+        with pytest.raises(OverflowError):
+            device.grow(-1)
+
+
+def test_only_a_disk_grows_and_only_vsock_has_a_transport(tmp_path: Path) -> None:
+    with EventRing() as events, rng(events, 1, "rng0", rate=1, burst=1) as device:
+        disk, socket = BlockDevice(device.handle()), VsockDevice(device.handle())
+        with pytest.raises(OSError, match="no disk"):
+            disk.grow(512)
+        with pytest.raises(OSError, match="no vsock"):
+            socket.reset_transport()
+        disk.abandon()
+        socket.abandon()
+        with vsock(events, 2, "vsock0", guest_cid=3, path=tmp_path / "v") as other:
+            other.reset_transport()
+
+
+def test_share_is_made_with_what_it_may_have(tmp_path: Path) -> None:
+    folder = os.open(tmp_path, os.O_PATH | os.O_DIRECTORY)
+    with EventRing() as events:
+        options = (events, 1, "fs0")
+        with fs(*options, directory_fd=folder, fs_tag="t", writeback=True, remote_locks=True) as device:
+            assert device.metrics()["init_requests"] == 0
+    os.close(folder)

@@ -108,6 +108,9 @@ size_t strato_vmm_sizeof_vsock_config(void);
 /* Listens at once. */
 int32_t strato_vmm_vsock_create(strato_vmm_events *events, uint64_t tag, const char *name,
                                 const strato_vmm_vsock_config *config, strato_vmm_device **ret);
+/* Ends all connections on both sides and tells the guest so: what a VM needs that has become another's copy. Listeners
+ * stay. Carried out by the device's own thread, soon; several calls may become one. */
+int32_t strato_vmm_vsock_reset_transport(strato_vmm_device *device);
 
 /* Zero: no limit; a burst of zero: as much as a second gives. */
 typedef struct {
@@ -146,6 +149,9 @@ int32_t strato_vmm_block_create(strato_vmm_events *events, uint64_t tag, const c
                                 const strato_vmm_block_config *config, strato_vmm_device **ret);
 /* Takes the file's size anew, tells the driver, and returns the bytes that it sees. */
 int32_t strato_vmm_block_resize(strato_vmm_device *device, uint64_t *ret);
+/* As resize, after a regular file that is smaller than bytes has been made that large, by a hole. EINVAL: it has more
+ * bytes, is read-only, or is a block device of another size; ret may be less by part of a block. */
+int32_t strato_vmm_block_grow(strato_vmm_device *device, uint64_t bytes, uint64_t *ret);
 int32_t strato_vmm_block_set_limits(strato_vmm_device *device, const strato_vmm_limits *limits);
 
 enum {
@@ -161,10 +167,13 @@ typedef struct {
     uint32_t readonly;
     uint32_t writeback;
     uint32_t shares;  /* how many fs devices share the process's descriptors */
+    uint32_t remote_locks;  /* the guest's locks are the host's; one that would wait is EOPNOTSUPP there */
+    uint32_t reserved;      /* 0 */
     const char *tag;  /* at most 36 bytes */
 } strato_vmm_fs_config;
 size_t strato_vmm_sizeof_fs_config(void);
 
+/* EINVAL: remote_locks while threads are confined, whose filters know no calls for locks. */
 int32_t strato_vmm_fs_create(strato_vmm_events *events, uint64_t tag, const char *name,
                              const strato_vmm_fs_config *config, strato_vmm_device **ret);
 

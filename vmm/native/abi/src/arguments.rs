@@ -15,7 +15,7 @@ const USAGE: &str = "usage: strato-vhost-device rng --socket PATH [--once]\n\
        [--bandwidth BYTES[:BURST]] [--operations N[:BURST]] [--once]\n\
        strato-vhost-device vsock --socket PATH --uds PATH --guest-cid N [--max-connections N] [--once]\n\
        strato-vhost-device fs --socket PATH --directory PATH [--cache auto|always|none] [--readonly] [--tag TEXT] \
-       [--threads N] [--writeback] [--once]";
+       [--threads N] [--writeback] [--remote-locks] [--once]";
 
 const DEFAULT_MAX_CONNECTIONS: usize = 4096;
 
@@ -49,6 +49,7 @@ pub(crate) struct Share {
     /// None: as many as the device thinks best.
     pub(crate) threads: Option<usize>,
     pub(crate) writeback: bool,
+    pub(crate) remote_locks: bool,
 }
 
 /// What is asked of a block device.
@@ -102,6 +103,7 @@ struct Options {
     tag: Option<String>,
     threads: Option<usize>,
     writeback: bool,
+    remote_locks: bool,
 }
 
 impl Options {
@@ -160,6 +162,7 @@ impl Arguments {
                 "--once" => Some(&mut options.once),
                 "--readonly" => Some(&mut options.readonly),
                 "--writeback" => Some(&mut options.writeback),
+                "--remote-locks" => Some(&mut options.remote_locks),
                 _ => None,
             };
             if let Some(flag) = flag {
@@ -242,6 +245,7 @@ impl Arguments {
                 tag: options.tag.unwrap_or_else(|| "share".into()),
                 threads: options.threads,
                 writeback: options.writeback,
+                remote_locks: options.remote_locks,
             }),
             _ => return Err(format!("No such device or options: {}; {USAGE}", kind.to_string_lossy())),
         };
@@ -292,9 +296,10 @@ mod tests {
             tag: "root".into(),
             threads: Some(3),
             writeback: true,
+            remote_locks: true,
         };
         let fs = Arguments { device: Device::Fs(share), socket: "/s".into(), once: false };
-        let line = "fs --socket /s --directory /d --cache none --readonly --tag root --threads 3 --writeback";
+        let line = "fs --socket /s --directory /d --cache none --readonly --tag root --threads 3 --writeback --remote-locks";
         assert_eq!(parse(line), Ok(fs));
     }
 

@@ -2,7 +2,8 @@
 //! else here knows more than one kind.
 
 use std::ffi::CStr;
-use std::io;
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use strato_devices::fs::passthrough::{CachePolicy, Passthrough, PassthroughConfi
 use strato_devices::fs::{Fs, FsConfig};
 use strato_devices::net::{Net, NetConfig, NetControl};
 use strato_devices::rng::{Rng, RngConfig};
-use strato_devices::vsock::{Vsock, VsockConfig};
+use strato_devices::vsock::{Vsock, VsockConfig, VsockControl};
 use strato_plumbing::{Failure, Result};
 use strato_virtio::thread::for_all;
 
@@ -27,7 +28,7 @@ pub enum Control {
     /// Nothing.
     None,
     /// A disk's size and limits.
-    Block(BlockControl),
+    Block(DiskControl),
     /// The shares of a device that has several.
     Shares(SharesControl),
     /// A network interface's link, limits and taps.
@@ -36,6 +37,8 @@ pub enum Control {
     Console(ConsoleControl),
     /// A balloon's target.
     Balloon(BalloonControl),
+    /// A socket device's connections.
+    Vsock(VsockControl),
 }
 
 /// What a core says when it cannot be made, in this library's words.
@@ -63,8 +66,12 @@ pub fn rng(config: RngConfig) -> Result<Parts> {
 pub fn vsock(guest_cid: u64, path: PathBuf, max_connections: usize) -> Result<Parts> {
     let what = format!("vsock at {}", path.display());
     let core = made(&what, Vsock::new(VsockConfig { guest_cid, path, max_connections }))?;
-    let metrics = core.metrics();
-    Ok(Parts { core: Box::new(core), counters: Box::new(move || metrics.snapshot()), control: Control::None })
+    let (metrics, control) = (core.metrics(), core.control());
+    Ok(Parts {
+        core: Box::new(core),
+        counters: Box::new(move || metrics.snapshot()),
+        control: Control::Vsock(control),
+    })
 }
 
 /// The block device.
@@ -72,13 +79,71 @@ pub fn vsock(guest_cid: u64, path: PathBuf, max_connections: usize) -> Result<Pa
 /// # Errors
 /// The file is no disk, or the host has not what the configuration asks for.
 pub fn block(config: BlockConfig) -> Result<Parts> {
+    let (file, readonly) = (made("block", config.file.try_clone())?, config.readonly);
     let core = made("block", Block::new(config))?;
     let (metrics, control) = (core.metrics(), core.control());
     Ok(Parts {
         core: Box::new(core),
         counters: Box::new(move || metrics.snapshot()),
-        control: Control::Block(control),
+        control: Control::Block(DiskControl { core: control, file: Arc::new(file), readonly }),
     })
+}
+
+/// The size and limits of a disk in use.
+#[derive(Clone, Debug)]
+pub struct DiskControl {
+    core: BlockControl,
+    /// The same open file as the core's.
+    file: Arc<File>,
+    readonly: bool,
+}
+
+impl DiskControl {
+    /// What the core offers itself.
+    pub fn core(&self) -> &BlockControl {
+        &self.core
+    }
+
+    /// Makes the disk `bytes` large and tells the driver; returns what it sees, which is whole blocks. A regular file
+    /// that is smaller grows, by a hole. Of anything else the size must be that already: its owner has changed it.
+    ///
+    /// # Errors
+    /// EINVAL, in words: the disk would shrink, is read-only, or is a block device of another size. Or the file system
+    /// refuses.
+    pub fn grow(&self, bytes: u64) -> Result<u64> {
+        let failed =
+            |what: &str, error: &io::Error| Failure::new(what, error.raw_os_error().unwrap_or(libc::EIO));
+        let unknown = |error: io::Error| failed("Its size cannot be found out", &error);
+        // Metadata of block devices have no length. Nobody uses the position: all accesses name theirs.
+        let present = (&*self.file).seek(SeekFrom::End(0)).map_err(unknown)?;
+        let regular = self.file.metadata().map_err(unknown)?.is_file();
+        if bytes != present {
+            if !regular {
+                return Err(Failure::refused(format!(
+                    "It is a block device of {present} bytes: change the device's size on the host, then name that"
+                )));
+            }
+            if bytes < present {
+                return Err(Failure::refused(format!(
+                    "It has {present} bytes, and disks in use do not shrink: the guest's data beyond would be lost"
+                )));
+            }
+            if self.readonly {
+                return Err(Failure::refused(format!(
+                    "It is read-only and has {present} bytes: change the file's size on the host, then name that"
+                )));
+            }
+            if i64::try_from(bytes).is_err() {
+                return Err(Failure::refused(format!("No file can have {bytes} bytes")));
+            }
+            let file = Arc::clone(&self.file);
+            // Threads of shares set lengths, the caller may have no right to it; the keeper has that of all threads.
+            for_all(move || file.set_len(bytes))
+                .and_then(|done| done)
+                .map_err(|error| failed("Its file cannot grow", &error))?;
+        }
+        self.core.resize().map_err(|error| failed("The guest cannot be told", &error))
+    }
 }
 
 /// The network device.
@@ -132,6 +197,8 @@ pub struct FsSettings {
     pub config: FsConfig,
     /// Everything that writes is EROFS.
     pub readonly: bool,
+    /// Locks are taken on the host's files; if not, they are the guest's own.
+    pub remote_locks: bool,
     /// The process's budget of descriptors is divided by this many shares.
     pub shares: usize,
 }
@@ -139,10 +206,16 @@ pub struct FsSettings {
 /// The file-system device.
 ///
 /// # Errors
-/// The folder is none, /proc is out of reach, or no threads.
+/// The folder is none, /proc is out of reach, no threads, or locks on the host's files in confined threads.
 pub fn fs(settings: FsSettings) -> Result<Parts> {
-    let FsSettings { directory, config, readonly, shares } = settings;
+    let FsSettings { directory, config, readonly, remote_locks, shares } = settings;
     let what = format!("fs {}", config.tag);
+    // The first lock would end the process.
+    if remote_locks && strato_jail::confinement().is_some() {
+        return Err(Failure::refused(format!(
+            "Device {what} cannot take locks on the host's files while its threads are confined: switch one of the two off"
+        )));
+    }
     let cache = config.cache;
     let root = match directory {
         Some(directory) => Root::Directory(ShareConfig { cache, readonly, ..ShareConfig::new(directory) }),
@@ -150,6 +223,7 @@ pub fn fs(settings: FsSettings) -> Result<Parts> {
     };
     let several = matches!(root, Root::Collection);
     let mut host = made(&what, PassthroughConfig::new(root))?;
+    host.remote_locks = remote_locks;
     host.limits.nodes /= shares.max(1);
     host.limits.handles /= shares.max(1);
     let host = Arc::new(made(&what, for_all(move || Passthrough::new(host)).and_then(|made| made))?);

@@ -124,7 +124,9 @@ fn fs(share: &Share) -> Result<Box<dyn DeviceCore>, Box<dyn std::error::Error>> 
     let directory = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(&share.directory)?;
     let shared =
         ShareConfig { cache: share.cache, readonly: share.readonly, ..ShareConfig::new(directory.into()) };
-    let host = Passthrough::new(PassthroughConfig::new(Root::Directory(shared))?)?;
+    let mut host = PassthroughConfig::new(Root::Directory(shared))?;
+    host.remote_locks = share.remote_locks;
+    let host = Passthrough::new(host)?;
     let mut config = FsConfig {
         tag: share.tag.clone(),
         cache: share.cache,

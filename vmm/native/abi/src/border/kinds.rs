@@ -2,13 +2,12 @@
 
 mod balloon;
 mod console;
+mod vsock;
 
-use std::ffi::{CStr, OsStr, c_char};
-use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::ffi::{CStr, c_char};
 use std::time::Duration;
 
-use strato_devices::block::{BlockConfig, BlockControl, CacheMode, EngineChoice};
+use strato_devices::block::{BlockConfig, CacheMode, EngineChoice};
 use strato_devices::fs::FsConfig;
 use strato_devices::fs::passthrough::CachePolicy;
 use strato_devices::net::{MAX_PAIRS, NetConfig, NetControl, Tap};
@@ -19,10 +18,11 @@ use strato_plumbing::{Failure, Result};
 
 use super::{Events, border, create, device_of, duplicate};
 use crate::device::Device;
-use crate::kinds::{self, Control, FsSettings, SharesControl};
+use crate::kinds::{self, Control, DiskControl, FsSettings, SharesControl};
 
 pub use self::balloon::*;
 pub use self::console::*;
+pub use self::vsock::*;
 
 /// `strato_vmm_rng_config`.
 #[derive(Debug, Clone, Copy)]
@@ -54,44 +54,14 @@ pub unsafe extern "C" fn strato_vmm_rng_create(
     })
 }
 
-/// `strato_vmm_vsock_config`.
-#[derive(Debug, Clone, Copy)]
-#[repr(C)]
-pub struct RawVsockConfig {
-    size: u32,
-    max_connections: u32,
-    guest_cid: u64,
-    path: *const c_char,
-}
-
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn strato_vmm_vsock_create(
-    events: *mut Events,
-    tag: u64,
-    name: *const c_char,
-    config: *const RawVsockConfig,
-    ret: *mut *mut Device,
-) -> i32 {
-    border(|| {
-        // SAFETY: the header's rule for pointers.
-        let raw = unsafe { config.as_ref() }.ok_or_else(|| null("config"))?;
-        check_size::<RawVsockConfig>(raw.size.into(), "strato_vmm_vsock_config")?;
-        // SAFETY: the header's rule for strings.
-        let path = PathBuf::from(OsStr::from_bytes(unsafe { required(raw.path, "path") }?.to_bytes()));
-        let most = usize::try_from(raw.max_connections).unwrap_or(usize::MAX);
-        // SAFETY: the header's rules.
-        unsafe { create(events, tag, name, ret, || kinds::vsock(raw.guest_cid, path, most)) }
-    })
-}
-
 /// `strato_vmm_limits`.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct RawLimits {
-    bandwidth: u64,
-    bandwidth_burst: u64,
-    operations: u64,
-    operations_burst: u64,
+    pub(super) bandwidth: u64,
+    pub(super) bandwidth_burst: u64,
+    pub(super) operations: u64,
+    pub(super) operations_burst: u64,
 }
 
 fn bucket(rate: u64, burst: u64) -> Option<BucketConfig> {
@@ -112,14 +82,14 @@ impl From<RawLimits> for Limits {
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct RawBlockConfig {
-    size: u32,
-    fd: i32,
-    cache: u32,
-    readonly: u32,
-    engine: u32,
-    num_queues: u32,
-    serial: *const c_char,
-    limits: RawLimits,
+    pub(super) size: u32,
+    pub(super) fd: i32,
+    pub(super) cache: u32,
+    pub(super) readonly: u32,
+    pub(super) engine: u32,
+    pub(super) num_queues: u32,
+    pub(super) serial: *const c_char,
+    pub(super) limits: RawLimits,
 }
 
 #[unsafe(no_mangle)]
@@ -162,7 +132,7 @@ pub unsafe extern "C" fn strato_vmm_block_create(
 
 /// # Safety
 /// As [`device_of`].
-unsafe fn block_of<'a>(device: *const Device) -> Result<&'a BlockControl> {
+unsafe fn block_of<'a>(device: *const Device) -> Result<&'a DiskControl> {
     // SAFETY: passed on to the caller.
     match unsafe { device_of(device) }?.control() {
         Control::Block(control) => Ok(control),
@@ -178,9 +148,22 @@ fn changed<T>(outcome: std::io::Result<T>) -> Result<T> {
 pub unsafe extern "C" fn strato_vmm_block_resize(device: *mut Device, ret: *mut u64) -> i32 {
     border(|| {
         // SAFETY: the header's rule for handles.
-        let bytes = changed(unsafe { block_of(device) }?.resize())?;
+        let bytes = changed(unsafe { block_of(device) }?.core().resize())?;
         // SAFETY: the header's rule for ret.
         unsafe { store(ret, bytes) }
+    })
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn strato_vmm_block_grow(device: *mut Device, bytes: u64, ret: *mut u64) -> i32 {
+    border(|| {
+        if ret.is_null() {
+            return Err(null("ret"));
+        }
+        // SAFETY: the header's rule for handles.
+        let seen = unsafe { block_of(device) }?.grow(bytes)?;
+        // SAFETY: the header's rule for ret.
+        unsafe { store(ret, seen) }
     })
 }
 
@@ -190,7 +173,7 @@ pub unsafe extern "C" fn strato_vmm_block_set_limits(device: *mut Device, limits
         // SAFETY: the header's rule for pointers.
         let limits = unsafe { limits.as_ref() }.ok_or_else(|| null("limits"))?;
         // SAFETY: the header's rule for handles.
-        changed(unsafe { block_of(device) }?.set_limits((*limits).into()))
+        changed(unsafe { block_of(device) }?.core().set_limits((*limits).into()))
     })
 }
 
@@ -330,6 +313,8 @@ pub struct RawFsConfig {
     readonly: u32,
     writeback: u32,
     shares: u32,
+    remote_locks: u32,
+    reserved: u32,
     tag: *const c_char,
 }
 
@@ -360,6 +345,7 @@ pub unsafe extern "C" fn strato_vmm_fs_create(
                 ..FsConfig::default()
             },
             readonly: raw.readonly != 0,
+            remote_locks: raw.remote_locks != 0,
             shares: usize::try_from(raw.shares).unwrap_or(usize::MAX),
         };
         // SAFETY: the header's rules.

@@ -1,5 +1,5 @@
 use std::collections::BTreeSet;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::net::UnixStream;
 use std::ptr::null_mut;
 
@@ -8,11 +8,12 @@ use super::machine::*;
 use super::*;
 
 const HEADER: &str = include_str!("../../include/strato_vmm.h");
-const SOURCES: [&str; 5] = [
+const SOURCES: [&str; 6] = [
     include_str!("../border.rs"),
     include_str!("kinds.rs"),
     include_str!("kinds/balloon.rs"),
     include_str!("kinds/console.rs"),
+    include_str!("kinds/vsock.rs"),
     include_str!("machine.rs"),
 ];
 
@@ -258,6 +259,102 @@ fn balloons_are_made_and_given_a_target() {
     let owned = Owned::rng();
     // SAFETY: the handle is live.
     assert_eq!(unsafe { strato_vmm_balloon_set_target(owned.device, 0) }, -libc::EINVAL);
+}
+
+fn disk_file(bytes: u64) -> std::fs::File {
+    // SAFETY: the name is a string.
+    let fd = unsafe { libc::memfd_create(c"disk".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    // SAFETY: memfd_create has returned it just now; nobody else owns it.
+    let file = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    file.set_len(bytes).unwrap();
+    file
+}
+
+fn disk_config(file: &std::fs::File, readonly: bool) -> RawBlockConfig {
+    RawBlockConfig {
+        size: size_of::<RawBlockConfig>() as u32,
+        fd: file.as_raw_fd(),
+        cache: 0,
+        readonly: readonly.into(),
+        engine: 2,
+        num_queues: 1,
+        serial: std::ptr::null(),
+        limits: RawLimits { bandwidth: 0, bandwidth_burst: 0, operations: 0, operations_burst: 0 },
+    }
+}
+
+fn with_disk(file: &std::fs::File, readonly: bool, check: impl FnOnce(*mut Device)) {
+    let config = disk_config(file, readonly);
+    // SAFETY: the ring and the string are live for the call.
+    let create = |events, ret| unsafe {
+        strato_vmm_block_create(events, 1, c"disk0".as_ptr(), &raw const config, ret)
+    };
+    assert_eq!(make(create, check), 0);
+}
+
+/// What growing gave, and what the library said.
+fn grow(device: *mut Device, bytes: u64) -> (i32, u64, String) {
+    let (mut seen, mut text) = (7, [0; 300]);
+    // SAFETY: handle and place are live.
+    let code = unsafe { strato_vmm_block_grow(device, bytes, &raw mut seen) };
+    // SAFETY: the buffer is live and as large as is said.
+    unsafe { strato_vmm_last_error(text.as_mut_ptr(), text.len()) };
+    // SAFETY: the text ends with NUL.
+    (code, seen, unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned())
+}
+
+#[test]
+fn disks_grow_with_their_files_and_never_shrink() {
+    let file = disk_file(8192);
+    with_disk(&file, false, |device| {
+        assert_eq!(grow(device, 1 << 20).0, 0);
+        assert_eq!(file.metadata().unwrap().len(), 1 << 20);
+        // The host's administrator was first; the guest sees whole sectors.
+        file.set_len((2 << 20) + 100).unwrap();
+        let (code, seen, _) = grow(device, (2 << 20) + 100);
+        assert_eq!((code, seen), (0, 2 << 20));
+
+        let (code, seen, words) = grow(device, 1 << 20);
+        assert_eq!((code, seen), (-libc::EINVAL, 7));
+        assert!(words.contains("has 2097252 bytes, and disks in use do not shrink"), "{words}");
+        let (code, _, words) = grow(device, u64::MAX);
+        assert_eq!(code, -libc::EINVAL);
+        assert!(words.contains("No file can have"), "{words}");
+        // SAFETY: no pointers are passed.
+        assert_eq!(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_GROW) }, 0);
+        let (code, _, words) = grow(device, 4 << 20);
+        assert_eq!(code, -libc::EPERM);
+        assert!(words.contains("cannot grow"), "{words}");
+        assert_eq!(file.metadata().unwrap().len(), (2 << 20) + 100);
+        // SAFETY: the handle is live, and null is checked before anything grows.
+        assert_eq!(unsafe { strato_vmm_block_grow(device, 4 << 20, null_mut()) }, -libc::EINVAL);
+        assert_eq!(file.metadata().unwrap().len(), (2 << 20) + 100);
+    });
+}
+
+#[test]
+fn read_only_disks_are_grown_by_their_owner_alone() {
+    let file = disk_file(8192);
+    with_disk(&file, true, |device| {
+        let (code, _, words) = grow(device, 1 << 20);
+        assert_eq!((code, file.metadata().unwrap().len()), (-libc::EINVAL, 8192));
+        assert!(words.contains("read-only and has 8192 bytes"), "{words}");
+        file.set_len(1 << 20).unwrap();
+        let (code, seen, _) = grow(device, 1 << 20);
+        assert_eq!((code, seen), (0, 1 << 20));
+    });
+}
+
+#[test]
+fn calls_for_another_kind_of_device_are_refused() {
+    let owned = Owned::rng();
+    let mut seen = 7;
+    // SAFETY: handle and place are live.
+    assert_eq!(unsafe { strato_vmm_block_grow(owned.device, 1 << 20, &raw mut seen) }, -libc::EINVAL);
+    // SAFETY: the handle is live.
+    assert_eq!(unsafe { strato_vmm_vsock_reset_transport(owned.device) }, -libc::EINVAL);
+    // SAFETY: null is checked.
+    assert_eq!(unsafe { strato_vmm_vsock_reset_transport(null_mut()) }, -libc::EINVAL);
 }
 
 #[test]
