@@ -14,6 +14,7 @@ mod console;
 mod container;
 mod descriptor;
 mod device_filter;
+mod devices;
 mod errors;
 mod events;
 mod frame;
@@ -47,6 +48,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::descriptor::Descriptor;
+use crate::devices::Devices;
 use crate::errors::{Context, Result};
 use crate::hello::Verdict;
 use crate::helper::pool::Helpers;
@@ -121,6 +123,7 @@ async fn serve(start_ns: u64) -> Result<()> {
 }
 
 fn ttrpc_server(sandbox: Arc<Sandbox>, helpers: Arc<Helpers>) -> Result<ttrpc::r#async::Server> {
+    let devices = Devices::new(Arc::clone(&helpers));
     let on_idle = Arc::new(move || {
         let helpers = Arc::clone(&helpers);
         tokio::spawn(async move {
@@ -128,7 +131,11 @@ fn ttrpc_server(sandbox: Arc<Sandbox>, helpers: Arc<Helpers>) -> Result<ttrpc::r
             helpers.prepare_spare();
         });
     });
-    let service = Arc::new(rpc::Service { sandbox, on_idle });
+    let service = Arc::new(rpc::Service {
+        sandbox,
+        devices,
+        on_idle,
+    });
     let listener = vsock::listener(vsock::CONTROL_PORT).context("Listening on the control port")?;
     let listener = Descriptor::new(listener).context("Registering the control port")?;
     let incoming = ttrpc::r#async::transport::Listener::new(guard::Incoming(listener));

@@ -1,13 +1,15 @@
 //! The hidden subcommand: a single-threaded process that does one thing and ends.
 //!
 //! libcontainer forks and changes namespaces, roots and users of its own process, which only a process without
-//! threads and without an event loop may do. The helper reads one request from its standard input (a seqpacket
-//! socket to the agent), answers, and exits. A process that it made becomes a child of the agent, PID 1.
+//! threads and without an event loop may do; and whoever binds a device may wait for it for ever. The helper reads one
+//! request from its standard input (a seqpacket socket to the agent), answers, and exits. A process that it made
+//! becomes a child of the agent, PID 1.
 
 mod create;
 mod join;
 pub mod pool;
 mod program;
+mod slot;
 mod trace;
 pub mod wire;
 
@@ -79,6 +81,8 @@ fn receive(socket: BorrowedFd<'_>) -> Result<(Request, Vec<OwnedFd>)> {
 fn serve(request: Request, fds: Vec<OwnedFd>) -> Result<(Answer, Option<OwnedFd>)> {
     let (pid, terminal) = match request {
         Request::Update(update) => return apply_limits(&update).map(|()| (Answer::Done, None)),
+        Request::Bind(device) => return Ok((slot::bind(&device), None)),
+        Request::Unbind(device) => return Ok((slot::unbind(&device), None)),
         Request::Create(request) => {
             let (ends, status) = process_fds(fds)?;
             create::run(&request, ends, status)?
