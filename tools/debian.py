@@ -37,6 +37,7 @@ RUN_PACKAGES = {
 TEST_PACKAGES = {
     "busybox-static": "images of the tests and the demo",
     "acpica-tools": "compiler that reads the ACPI tables back",
+    "e2fsprogs": "file systems on the tests' disks",
     "iproute2": "network tests",
     "kmod": "modules of the tests' own kernel",
 }

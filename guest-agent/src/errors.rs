@@ -10,8 +10,10 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Whose fault an error is; maps one to one to a ttrpc status code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ErrorKind {
     NotFound,
     AlreadyExists,
@@ -22,7 +24,7 @@ pub enum ErrorKind {
 }
 
 /// An error on its way to the host.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AgentError {
     pub kind: ErrorKind,
     pub message: String,
@@ -40,6 +42,10 @@ impl AgentError {
 
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::NotFound, message)
+    }
+
+    pub fn exists(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::AlreadyExists, message)
     }
 
     pub fn precondition(message: impl Into<String>) -> Self {

@@ -14,6 +14,7 @@ mod console;
 mod container;
 mod descriptor;
 mod device_filter;
+mod devices;
 mod errors;
 mod events;
 mod frame;
@@ -47,8 +48,10 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::descriptor::Descriptor;
+use crate::devices::Devices;
 use crate::errors::{Context, Result};
 use crate::hello::Verdict;
+use crate::helper::pool::Helpers;
 use crate::oci::libcontainer::Library;
 use crate::sandbox::{Exits, Sandbox};
 
@@ -90,9 +93,10 @@ fn run(start_ns: u64) -> Result<()> {
 async fn serve(start_ns: u64) -> Result<()> {
     let mut child_died = signal(SignalKind::child()).context("Handling SIGCHLD")?;
     let exits = Arc::new(Exits::default());
-    let library = Arc::new(Library::new(Arc::clone(&exits) as Arc<dyn oci::Tickets>));
+    let helpers = Arc::new(Helpers::default());
+    let tickets = Arc::clone(&exits) as Arc<dyn oci::Tickets>;
+    let runtime = Arc::new(Library::new(tickets, Arc::clone(&helpers)));
     let oom = oom::Watch::new()?;
-    let runtime = Arc::clone(&library) as Arc<dyn oci::OciRuntime>;
     let sandbox = Arc::new(Sandbox::new(exits, runtime, oom.clone()));
 
     let streams = vsock::listener(vsock::STREAM_PORT).context("Listening on the stream port")?;
@@ -100,20 +104,10 @@ async fn serve(start_ns: u64) -> Result<()> {
     tokio::spawn(stdio::listener::run(streams, Arc::clone(&sandbox.streams)));
     let watcher = Arc::clone(&sandbox);
     tokio::spawn(oom.run(move |id| watcher.memory_events_changed(id)));
-    let spare = Arc::clone(&library);
-    let mut server = ttrpc_server(
-        Arc::clone(&sandbox),
-        Arc::new(move || {
-            let spare = Arc::clone(&spare);
-            tokio::spawn(async move {
-                tokio::time::sleep(SPARE_DELAY).await;
-                spare.prepare_spare();
-            });
-        }),
-    )?;
+    let mut server = ttrpc_server(Arc::clone(&sandbox), Arc::clone(&helpers))?;
     server.start().await.context("Serving ttrpc")?;
 
-    tokio::spawn(greet(start_ns, library));
+    tokio::spawn(greet(start_ns, helpers));
     let powered_off = power_off_request();
     tokio::pin!(powered_off);
     loop {
@@ -128,11 +122,20 @@ async fn serve(start_ns: u64) -> Result<()> {
     sandbox.destroy().await
 }
 
-fn ttrpc_server(
-    sandbox: Arc<Sandbox>,
-    on_idle: Arc<dyn Fn() + Send + Sync>,
-) -> Result<ttrpc::r#async::Server> {
-    let service = Arc::new(rpc::Service { sandbox, on_idle });
+fn ttrpc_server(sandbox: Arc<Sandbox>, helpers: Arc<Helpers>) -> Result<ttrpc::r#async::Server> {
+    let devices = Devices::new(Arc::clone(&helpers));
+    let on_idle = Arc::new(move || {
+        let helpers = Arc::clone(&helpers);
+        tokio::spawn(async move {
+            tokio::time::sleep(SPARE_DELAY).await;
+            helpers.prepare_spare();
+        });
+    });
+    let service = Arc::new(rpc::Service {
+        sandbox,
+        devices,
+        on_idle,
+    });
     let listener = vsock::listener(vsock::CONTROL_PORT).context("Listening on the control port")?;
     let listener = Descriptor::new(listener).context("Registering the control port")?;
     let incoming = ttrpc::r#async::transport::Listener::new(guard::Incoming(listener));
@@ -142,7 +145,7 @@ fn ttrpc_server(
 }
 
 /// Says hello, and again whenever the connections to the host were reset: to a clone's new host.
-async fn greet(start_ns: u64, library: Arc<Library>) {
+async fn greet(start_ns: u64, helpers: Arc<Helpers>) {
     // Requests of the host are read by this same thread, so none is served before the network is there.
     let prepare_network = || {
         if let Err(error) = boot::prepare_network() {
@@ -151,7 +154,7 @@ async fn greet(start_ns: u64, library: Arc<Library>) {
     };
     let mut verdict = hello::announce(start_ns, prepare_network).await;
     // The first container is not yet there: time to have a helper ready for it.
-    library.prepare_spare();
+    helpers.prepare_spare();
     loop {
         match verdict {
             Verdict::Welcome(line) if line.ends_by_reset().await => {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use ttrpc::r#async::TtrpcContext;
 
+use crate::devices::Devices;
 use crate::errors::{AgentError, Result};
 use crate::proto::agent::*;
 use crate::proto::agent_ttrpc::Agent;
@@ -21,7 +22,8 @@ const LONGEST_POLL: Duration = Duration::from_secs(60);
 
 pub struct Service {
     pub sandbox: Arc<Sandbox>,
-    /// Called after container work, when there is time for preparations.
+    pub devices: Devices,
+    /// Called after work of a helper, when there is time for preparations.
     pub on_idle: Arc<dyn Fn() + Send + Sync>,
 }
 
@@ -275,6 +277,30 @@ impl Agent for Service {
     ) -> ttrpc::Result<SetGuestDateTimeResponse> {
         clock::set_wall_ns(request.wall_clock_ns)?;
         Ok(SetGuestDateTimeResponse::new())
+    }
+
+    async fn bind_device(
+        &self,
+        _: &TtrpcContext,
+        request: BindDeviceRequest,
+    ) -> ttrpc::Result<BindDeviceResponse> {
+        let bound = self.devices.bind(&request.device).await;
+        (self.on_idle)();
+        Ok(BindDeviceResponse {
+            device: Some(bound?).into(),
+            ..Default::default()
+        })
+    }
+
+    async fn unbind_device(
+        &self,
+        _: &TtrpcContext,
+        request: UnbindDeviceRequest,
+    ) -> ttrpc::Result<UnbindDeviceResponse> {
+        let unbound = self.devices.unbind(&request.device).await;
+        (self.on_idle)();
+        unbound?;
+        Ok(UnbindDeviceResponse::new())
     }
 }
 

@@ -259,6 +259,11 @@ class AgentClient:
         timeout_s = wait_ms / 1000 + CALL_TIMEOUT_S
         return (await self._call("GetEvents", request, agent_pb2.GetEventsResponse, timeout_s)).events
 
+    async def list_interfaces(self) -> Iterable[agent_pb2.Interface]:
+        """The interfaces of the sandbox's network namespace but `lo`."""
+        request = agent_pb2.ListInterfacesRequest()
+        return (await self._call("ListInterfaces", request, agent_pb2.ListInterfacesResponse)).interfaces
+
     async def update_interface(self, interface: agent_pb2.Interface) -> None:
         """Configure one NIC in the sandbox's network namespace."""
         request = agent_pb2.UpdateInterfaceRequest(interface=interface)
@@ -272,3 +277,23 @@ class AgentClient:
         """Set the guest's clock."""
         request = agent_pb2.SetGuestDateTimeRequest(wall_clock_ns=wall_clock_ns)
         await self._call("SetGuestDateTime", request, agent_pb2.SetGuestDateTimeResponse, 5.0)
+
+    async def bind_device(self, device: str) -> agent_pb2.BoundDevice:
+        """Let the guest take what the VMM has put into a slot (`device_add`), and say what it is there.
+
+        *device* is the slot's `guest-device` of `x-strato-query-slots`. The answer is no more than the
+        guest's word. Raises RemoteError: NOT_FOUND without such a slot, ALREADY_EXISTS when it is bound,
+        FAILED_PRECONDITION when it is empty, DEADLINE_EXCEEDED when the device does not come up in the time
+        that the agent gives it (20 s at most).
+        """
+        request = agent_pb2.BindDeviceRequest(device=device)
+        return (await self._call("BindDevice", request, agent_pb2.BindDeviceResponse)).device
+
+    async def unbind_device(self, device: str) -> None:
+        """Let the guest let go of a device, before the VMM takes it away (`device_del`).
+
+        Raises RemoteError: NOT_FOUND without such a slot, FAILED_PRECONDITION when it is not bound or is a
+        disk that is mounted.
+        """
+        request = agent_pb2.UnbindDeviceRequest(device=device)
+        await self._call("UnbindDevice", request, agent_pb2.UnbindDeviceResponse)

@@ -13,6 +13,7 @@ CORE = (
     "tests/integration/test_vm.py::test_guest_boots_and_powers_off",
     "tests/integration/test_vm.py::test_killed_strato_vmm_takes_its_pid_namespace_along",
     "tests/integration/test_vm.py::test_panic_is_told_with_its_reason",
+    "tests/integration/test_vm_agent.py",
     "tests/integration/test_vm_devices.py::test_counters_of_the_devices_are_told",
     "tests/integration/test_vm_devices.py::test_drives_appear_in_order_with_size_serial_and_mode",
     "tests/integration/test_vm_devices.py::test_share_is_read_and_written_by_both_sides[strato-auto]",

@@ -12,10 +12,10 @@ use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 
+use super::wire::Create;
 use super::{Result, program, trace};
 use crate::descriptor::{receive_with_fds, set_window_size};
 use crate::oci::status::StatusWriter;
-use crate::oci::wire::Create;
 use crate::paths;
 use crate::stdio::ChildEnds;
 

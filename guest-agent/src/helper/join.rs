@@ -20,11 +20,11 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid};
 
+use super::wire::Exec;
 use super::{Result, program};
 use crate::descriptor::{receive_with_fds, send_with_fds, set_window_size};
 use crate::oci::spec::home_in_passwd;
 use crate::oci::status::{StatusWriter, words};
-use crate::oci::wire::Exec;
 use crate::stdio::ChildEnds;
 
 /// Everything that the new process needs, read before it exists.

@@ -1,14 +1,17 @@
-//! The hidden subcommand: a single-threaded process that does one thing with namespaces and ends.
+//! The hidden subcommand: a single-threaded process that does one thing and ends.
 //!
 //! libcontainer forks and changes namespaces, roots and users of its own process, which only a process without
-//! threads and without an event loop may do. The helper reads one request from its standard input (a seqpacket
-//! socket to the agent), answers with the pid of the process that it made, and exits; the process becomes a child of
-//! the agent, PID 1.
+//! threads and without an event loop may do; and whoever binds a device may wait for it for ever. The helper reads one
+//! request from its standard input (a seqpacket socket to the agent), answers, and exits. A process that it made
+//! becomes a child of the agent, PID 1.
 
 mod create;
 mod join;
+pub mod pool;
 mod program;
+mod slot;
 mod trace;
+pub mod wire;
 
 use std::fs::{File, OpenOptions};
 use std::io::Seek;
@@ -20,8 +23,8 @@ use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::descriptor::{receive_with_fds, send_with_fds};
 use crate::oci::status::StatusWriter;
-use crate::oci::wire::{Answer, MAX_ANSWER, Request, Update};
 use crate::stdio::ChildEnds;
+use wire::{Answer, MAX_ANSWER, Request, Update};
 
 /// First argument of the agent that makes it a helper.
 pub const SUBCOMMAND: &str = "helper";
@@ -36,8 +39,11 @@ pub fn main() -> ExitCode {
     let Ok(socket) = take_stdin() else {
         return ExitCode::FAILURE;
     };
-    match receive(socket.as_fd()).and_then(|(request, fds)| serve(&socket, request, fds)) {
-        Ok(()) => ExitCode::SUCCESS,
+    match receive(socket.as_fd()).and_then(|(request, fds)| serve(request, fds)) {
+        Ok((told, terminal)) => {
+            answer(socket.as_fd(), &told, terminal.as_ref());
+            ExitCode::SUCCESS
+        }
         Err(text) => {
             answer(socket.as_fd(), &Answer::Failed(text), None);
             ExitCode::FAILURE
@@ -71,13 +77,12 @@ fn receive(socket: BorrowedFd<'_>) -> Result<(Request, Vec<OwnedFd>)> {
     Ok((request, fds))
 }
 
-fn serve(socket: &OwnedFd, request: Request, fds: Vec<OwnedFd>) -> Result<()> {
+/// The answer, and the terminal of a process that has one.
+fn serve(request: Request, fds: Vec<OwnedFd>) -> Result<(Answer, Option<OwnedFd>)> {
     let (pid, terminal) = match request {
-        Request::Update(update) => {
-            apply_limits(&update)?;
-            answer(socket.as_fd(), &Answer::Done, None);
-            return Ok(());
-        }
+        Request::Update(update) => return apply_limits(&update).map(|()| (Answer::Done, None)),
+        Request::Bind(device) => return Ok((slot::bind(&device), None)),
+        Request::Unbind(device) => return Ok((slot::unbind(&device), None)),
         Request::Create(request) => {
             let (ends, status) = process_fds(fds)?;
             create::run(&request, ends, status)?
@@ -87,8 +92,7 @@ fn serve(socket: &OwnedFd, request: Request, fds: Vec<OwnedFd>) -> Result<()> {
             join::run(&request, ends, status)?
         }
     };
-    answer(socket.as_fd(), &Answer::Pid(pid), terminal.as_ref());
-    Ok(())
+    Ok((Answer::Pid(pid), terminal))
 }
 
 fn process_fds(fds: Vec<OwnedFd>) -> Result<(ChildEnds, StatusWriter)> {

@@ -5,7 +5,6 @@
 pub mod libcontainer;
 pub mod spec;
 pub mod status;
-pub mod wire;
 
 use std::os::fd::OwnedFd;
 

@@ -527,3 +527,37 @@ class SetGuestDateTimeRequest(_message.Message):
 class SetGuestDateTimeResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class BindDeviceRequest(_message.Message):
+    __slots__ = ("device",)
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    def __init__(self, device: _Optional[str] = ...) -> None: ...
+
+class BindDeviceResponse(_message.Message):
+    __slots__ = ("device",)
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    device: BoundDevice
+    def __init__(self, device: _Optional[_Union[BoundDevice, _Mapping]] = ...) -> None: ...
+
+class BoundDevice(_message.Message):
+    __slots__ = ("virtio_id", "name", "mac", "serial")
+    VIRTIO_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MAC_FIELD_NUMBER: _ClassVar[int]
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    virtio_id: int
+    name: str
+    mac: str
+    serial: str
+    def __init__(self, virtio_id: _Optional[int] = ..., name: _Optional[str] = ..., mac: _Optional[str] = ..., serial: _Optional[str] = ...) -> None: ...
+
+class UnbindDeviceRequest(_message.Message):
+    __slots__ = ("device",)
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    def __init__(self, device: _Optional[str] = ...) -> None: ...
+
+class UnbindDeviceResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

@@ -1,4 +1,4 @@
-"""Handshakes with a guest that lies: hello, CONNECT, stream ids."""
+"""Handshakes with a guest that lies: hello, CONNECT, stream ids; and what requests for devices say."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ import pytest
 
 from shim.agent_proto import client
 from shim.agent_proto.generated import agent_pb2
-from shim.errors import GuestProtocolError, SandboxError
+from shim.errors import Code, GuestProtocolError, NotFoundError, RemoteError, SandboxError
+from shim.ttrpc.client import TtrpcClient
+from shim.ttrpc.server import TtrpcServer
+from shim.ttrpc.service import Method
 
 pytestmark = pytest.mark.unit
 
@@ -149,3 +152,54 @@ def test_stream_acknowledged_by_another_name_is_an_error(echo: bytes) -> None:
 def test_connect_without_vsock_is_a_sandbox_error() -> None:
     with pytest.raises(SandboxError, match="Cannot connect"):
         asyncio.run(client.connect_port("/nowhere/vsock.sock", 1024))
+
+
+async def bind_device(request: agent_pb2.BindDeviceRequest) -> agent_pb2.BindDeviceResponse:
+    if request.device != "LNRO0005:0a":
+        raise NotFoundError(f"Device {request.device} does not exist")
+    return agent_pb2.BindDeviceResponse(device=agent_pb2.BoundDevice(virtio_id=2, name="vdb", serial="hot"))
+
+
+async def unbind_device(request: agent_pb2.UnbindDeviceRequest) -> agent_pb2.UnbindDeviceResponse:
+    assert request.device == "LNRO0005:0a"
+    return agent_pb2.UnbindDeviceResponse()
+
+
+def with_agent(test: Callable[[client.AgentClient], Awaitable[None]]) -> None:
+    """Run *test* with a client of an agent that has a disk in slot 10."""
+    methods = {
+        "BindDevice": Method(agent_pb2.BindDeviceRequest, bind_device),
+        "UnbindDevice": Method(agent_pb2.UnbindDeviceRequest, unbind_device),
+    }
+
+    async def run() -> None:
+        one, other = socket.socketpair()
+        for end in (one, other):
+            end.setblocking(False)
+        server = TtrpcServer({"strato.agent.v1.Agent": methods})
+        await server.serve(one)
+        agent = client.AgentClient(await TtrpcClient.connect(other, peer="Guest agent"))
+        await test(agent)
+        agent.close()
+        await server.close(grace_s=0)
+        await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+
+def test_bind_device_returns_what_has_appeared() -> None:
+    async def test(agent: client.AgentClient) -> None:
+        bound = await agent.bind_device("LNRO0005:0a")
+        assert (bound.virtio_id, bound.name, bound.serial) == (2, "vdb", "hot")
+        await agent.unbind_device("LNRO0005:0a")
+
+    with_agent(test)
+
+
+def test_bind_device_of_an_unknown_slot_raises_the_agents_words() -> None:
+    async def test(agent: client.AgentClient) -> None:
+        with pytest.raises(RemoteError, match="LNRO0005:ff does not exist") as caught:
+            await agent.bind_device("LNRO0005:ff")
+        assert caught.value.code is Code.NOT_FOUND
+
+    with_agent(test)

@@ -1,11 +1,14 @@
 //! What agent and helper say to each other: one request, one answer, over a seqpacket socketpair.
 //!
 //! The request is JSON in a memfd (a seccomp profile would not fit in a message), passed with the process's stdio
-//! and the status pipe; the answer is JSON, with the terminal's master beside it when there is one.
+//! and the status pipe if a process is to be made; the answer is JSON, with the terminal's master beside it when there
+//! is one.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use crate::errors::AgentError;
 
 /// Longest answer, bytes.
 pub const MAX_ANSWER: usize = 16384;
@@ -18,6 +21,10 @@ pub enum Request {
     Exec(Box<Exec>),
     /// Descriptors: request.
     Update(Update),
+    /// The name of a slot's platform device, checked. Descriptors: request.
+    Bind(String),
+    /// The same.
+    Unbind(String),
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -50,5 +57,17 @@ pub struct Update {
 pub enum Answer {
     Pid(i32),
     Done,
+    Bound(Bound),
     Failed(String),
+    /// An answer that is the host's as it is.
+    Refused(AgentError),
+}
+
+/// BoundDevice of agent.proto.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bound {
+    pub virtio_id: u32,
+    pub name: String,
+    pub mac: String,
+    pub serial: String,
 }
