@@ -72,7 +72,7 @@ class Sandbox:
         self._boot: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self.network = GuestNetwork(preparation)
-        self._closing = False
+        self._closing: asyncio.Task[None] | None = None
         self._retired = False
         self.clock_may_be_set = asyncio.Event()
         """Set when the guest has nothing more urgent to do than its first setting of the clock."""
@@ -400,10 +400,16 @@ class Sandbox:
             self.spawn(self._vm.end())
 
     async def shut_down(self) -> None:
-        """End the VM and remove everything of this sandbox on the host. May be called twice."""
-        if self._closing:
-            return
-        self._closing = True
+        """End the VM and remove everything of this sandbox on the host. May be called again.
+
+        Goes on to its end for a caller that no longer waits: containerd waits for three seconds, and on a
+        busy host that is not always enough.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._shut_down())
+        await asyncio.shield(self._closing)
+
+    async def _shut_down(self) -> None:
         if self._boot is not None:
             self._boot.cancel()
         if self._agent is not None and self.alive:

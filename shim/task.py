@@ -243,8 +243,10 @@ class TaskService:
     async def shutdown(self, request: task_pb2.ShutdownRequest) -> Empty:
         """End the sandbox and the shim, unless a container is left."""
         if self._sandbox.idle:
-            await self._sandbox.shut_down()
-            self._on_shutdown()
+            try:
+                await self._sandbox.shut_down()
+            finally:
+                self._on_shutdown()
         return Empty()
 
     def _process(self, container_id: str, exec_id: str) -> Process:

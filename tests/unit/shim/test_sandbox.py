@@ -337,6 +337,34 @@ def test_shutdown_with_a_container_left_does_nothing() -> None:
     run(test)
 
 
+def test_shutdown_that_containerd_does_not_wait_for_goes_on_to_its_end() -> None:
+    async def test(bench: Bench) -> None:
+        asked, may_answer = asyncio.Event(), asyncio.Event()
+
+        async def slow(_: Any) -> None:
+            asked.set()
+            await may_answer.wait()
+
+        bench.agent.behaviour["DestroySandbox"] = slow
+        await bench.agent.boot()
+        await bench.sandbox.booted()
+        call = asyncio.ensure_future(bench.task.shutdown(task_pb2.ShutdownRequest()))
+        await asked.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert bench.ended.is_set()
+        assert vm_runs(bench)
+
+        may_answer.set()
+        await bench.sandbox.shut_down()
+
+        assert not vm_runs(bench)
+        assert "host_cleaned" in bench.sandbox.phases.reached
+
+    run(test)
+
+
 def test_pause_and_resume_are_told() -> None:
     async def test(bench: Bench) -> None:
         await bench.running()
