@@ -195,9 +195,12 @@ impl MockDriver {
 }
 
 fn readable(interrupt: &EventFd, patience: Duration) -> bool {
-    let epoll = Epoll::new().unwrap();
     let wanted = EpollEvent::new(EventSet::IN, 0);
-    epoll.ctl(ControlOperation::Add, interrupt.as_raw_fd(), wanted).unwrap();
     let patience = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
-    epoll.wait(patience, &mut [wanted]).is_ok_and(|count| count == 1)
+    let looked = Epoll::new().and_then(|epoll| {
+        epoll.ctl(ControlOperation::Add, interrupt.as_raw_fd(), wanted)?;
+        epoll.wait(patience, &mut [wanted])
+    });
+    assert!(looked.is_ok(), "{looked:?}");
+    looked.is_ok_and(|count| count == 1)
 }
