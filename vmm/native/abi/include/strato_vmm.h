@@ -12,7 +12,8 @@
  *   - Strings are NUL-terminated bytes and are not kept. Pointers must be valid, or null where that is said.
  *   - Descriptors that go in stay the caller's: the library duplicates what it keeps.
  *   - Handles may be used from any thread, but not after their destruction.
- *   - Nothing calls back. The library's threads block all signals.
+ *   - Nothing calls back. The library's threads block all signals, but vCPUs the one that stops them: the first
+ *     real-time signal (SIGRTMIN). Whoever adds vCPUs has it blocked from then on.
  */
 
 /* ---- the library itself ---- */

@@ -1,13 +1,15 @@
 //! How a vCPU thread is called out of the guest: a flag that KVM looks at, and one real-time signal.
 //!
 //! KVM_RUN returns at once while `immediate_exit` is set, and a signal interrupts one that is in the guest. So no
-//! kick is lost, whatever the thread does at that moment: set the flag first, then send the signal. The other way,
-//! a signal that KVM_SET_SIGNAL_MASK lets through, would take the process's signal lock twice in every KVM_RUN
-//! (Documentation/virt/kvm/api.rst, "immediate_exit").
+//! kick is lost, whatever the thread does at that moment: set the flag first, then send the signal.
 //!
-//! The signal is blocked in every thread of the library but those of vCPUs, where it does nothing but interrupt.
+//! The signal is blocked in every thread of the library and in the one that makes vCPUs, which is Python's. A vCPU's
+//! thread lets it through from one stand at the gate to the next ([`Listening`]), where it does nothing but interrupt.
+//! KVM_SET_SIGNAL_MASK would do so for KVM_RUN alone, but it takes the signal lock of the whole process twice in each:
+//! all vCPUs would meet there at every exit (Documentation/virt/kvm/api.rst, "immediate_exit").
 
 use std::io;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -17,12 +19,17 @@ use strato_plumbing::{Failure, Result};
 
 extern "C" fn nothing(_: libc::c_int) {}
 
-fn signal() -> libc::c_int {
+/// The first one that the C library has left free.
+pub(crate) fn signal() -> libc::c_int {
     libc::SIGRTMIN()
 }
 
-/// Makes the signal harmless in this process. Its default would be the end of it.
-fn install() -> Result<()> {
+/// Makes the signal harmless in this process, whose end it would be by default, and blocks it in the calling thread and
+/// those that it starts. Comes before the first kick.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn prepare() -> Result<()> {
     static OUTCOME: OnceLock<Result<()>> = OnceLock::new();
     let handler = || {
         let mut action = MaybeUninit::<libc::sigaction>::zeroed();
@@ -37,11 +44,28 @@ fn install() -> Result<()> {
         }
         Ok(())
     };
+    mask(libc::SIG_BLOCK);
     OUTCOME.get_or_init(handler).clone()
 }
 
-/// Lets kicks through to the calling thread, which is a vCPU's.
-pub(crate) fn listen() {
+/// While it lives, kicks reach the thread that made it, which is a vCPU's. It must not leave that thread.
+pub(crate) struct Listening(PhantomData<*const ()>);
+
+impl Listening {
+    pub(crate) fn begin() -> Self {
+        mask(libc::SIG_UNBLOCK);
+        Self(PhantomData)
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        mask(libc::SIG_BLOCK);
+    }
+}
+
+/// Blocks the signal in the calling thread, or lets it through.
+fn mask(how: libc::c_int) {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigemptyset writes the whole set and cannot fail.
     unsafe { libc::sigemptyset(set.as_mut_ptr()) };
@@ -50,7 +74,7 @@ pub(crate) fn listen() {
     // SAFETY: the set is a live local and the number is a signal's.
     unsafe { libc::sigaddset(&raw mut set, signal()) };
     // SAFETY: the set is live; it only fails for an unknown first argument.
-    unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()) };
+    unsafe { libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut()) };
 }
 
 /// The calling thread, as the kernel numbers it.
@@ -69,9 +93,8 @@ impl Kick {
     /// Maps the vCPU's flag a second time, so that it can be set while the vCPU runs.
     ///
     /// # Errors
-    /// No memory, or no handler for the signal.
+    /// No memory.
     pub(crate) fn new(vcpu: &VcpuFd) -> Result<Self> {
-        install()?;
         let run = KvmRunWrapper::mmap_from_fd(vcpu, size_of::<kvm_bindings::kvm_run>());
         let run = run.map_err(|error| Failure::new("Cannot map a vCPU's run structure", error.errno()))?;
         Ok(Self { run, thread: None })
@@ -97,7 +120,7 @@ impl Kick {
     pub(crate) fn send(&mut self) -> io::Result<()> {
         self.set_flag(1);
         let Some(thread) = self.thread else { return Ok(()) };
-        // SAFETY: tgkill takes plain numbers; the thread is of this process and its handler is installed.
+        // SAFETY: tgkill takes plain numbers; the thread is of this process, which is prepared.
         let outcome = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal()) };
         if outcome == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }

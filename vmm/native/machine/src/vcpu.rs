@@ -19,7 +19,7 @@ use crate::events::{MachineEvent, MachineEvents};
 use crate::exit::{Buses, Next, turn};
 use crate::gate::Pass;
 use crate::hub::Hub;
-use crate::kick::{self, Kick};
+use crate::kick::{self, Kick, Listening};
 use crate::stats::{self, KvmStats};
 use crate::vm::Vm;
 
@@ -45,11 +45,13 @@ pub(crate) struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts a thread for each vCPU of `vm`, in the order of their ids. All are parked when this returns.
+    /// Starts a thread for each vCPU of `vm`, in the order of their ids. All are parked when this returns, and the
+    /// calling thread is deaf to kicks from here on.
     ///
     /// # Errors
     /// No thread to be had.
     pub(crate) fn start(vm: &Vm, fds: Vec<VcpuFd>, hub: &Arc<Hub>, buses: &Arc<Buses>) -> Result<Self> {
+        kick::prepare()?;
         let _ram = vm.ram().map(Arc::clone);
         let mut all = Self { vcpus: Vec::new(), threads: Vec::new(), hub: Arc::clone(hub), _ram };
         for fd in fds {
@@ -126,7 +128,6 @@ struct Runner {
 
 impl Runner {
     fn live(self) {
-        kick::listen();
         self.hub.gate.arrive(self.place, kick::this_thread());
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.run())) {
             self.hub.gate.lose(self.place);
@@ -144,6 +145,7 @@ impl Runner {
             }
             // A vCPU that left the guest for a device enters it once more before it looks at the gate: only then
             // is the access complete. The gate has seen to it that it comes straight back.
+            let listening = Listening::begin();
             let event = loop {
                 match turn(&mut fd, &self.buses, &self.vcpu.counters) {
                     Next::Enter => {}
@@ -151,6 +153,7 @@ impl Runner {
                     Next::Tell(event) => break Some(event),
                 }
             };
+            drop(listening);
             drop(fd);
             if let Some(event) = event {
                 self.hub.happened(event);

@@ -4,6 +4,7 @@ mod exits;
 mod guest;
 mod interrupts;
 mod io_apic;
+mod kicks;
 mod machine;
 mod memory;
 mod owned;
