@@ -6,6 +6,7 @@ mod interrupts;
 mod io_apic;
 mod kicks;
 mod machine;
+mod many;
 mod memory;
 mod owned;
 mod pause;
