@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,21 @@ from tools.native import rustc_version
 
 pytestmark = pytest.mark.style
 WORKSPACES = ("vmm/native", "guest-agent")
+# System calls, C ABIs, mappings of guest memory and what KVM shares: nothing else is a reason to be here.
+MAY_CONTAIN_UNSAFE = {
+    "vmm/native/abi",
+    "vmm/native/devices",
+    "vmm/native/holder",
+    "vmm/native/jail",
+    "vmm/native/launch",
+    "vmm/native/machine",
+    "vmm/native/plumbing",
+    "vmm/native/proof",
+    "vmm/native/sys",
+    "vmm/native/vhost-user",
+    "vmm/native/virtio",
+    "guest-agent",
+}
 
 
 def cargo(workspace: str, *arguments: str, target: Path | None = None) -> None:
@@ -41,6 +57,37 @@ def test_clippy_has_nothing_to_say(workspace: str) -> None:
     inputs = {"checkout": str(CHECKOUT), "workspace": workspace, "rustc": rustc_version()}
     with Cache().workspace(f"clippy-{workspace.replace('/', '-')}", inputs) as target:
         cargo(workspace, "clippy", "--locked", "--all-targets", "--", "-D", "warnings", target=target)
+
+
+def _crates() -> dict[str, Path]:
+    """The crates of all workspaces, by their paths in the checkout."""
+    crates = {}
+    for workspace in WORKSPACES:
+        manifest = tomllib.loads((CHECKOUT / workspace / "Cargo.toml").read_text(encoding="utf-8"))
+        for member in manifest.get("workspace", {}).get("members", ["."]):
+            folder = CHECKOUT / workspace / member
+            crates[str(folder.relative_to(CHECKOUT))] = folder
+    return crates
+
+
+def test_crates_without_need_forbid_unsafe_code() -> None:
+    crates = _crates()
+    assert crates.keys() >= MAY_CONTAIN_UNSAFE
+    for name in crates.keys() - MAY_CONTAIN_UNSAFE:
+        roots = [*crates[name].glob("src/lib.rs"), *crates[name].glob("src/main.rs")]
+        assert roots != []
+        missing = [
+            str(root) for root in roots if "#![forbid(unsafe_code)]" not in root.read_text(encoding="utf-8")
+        ]
+        assert missing == []
+
+
+def test_crates_that_may_contain_unsafe_code_do() -> None:
+    def contains(folder: Path) -> bool:
+        return any("unsafe {" in path.read_text(encoding="utf-8") for path in (folder / "src").rglob("*.rs"))
+
+    crates = _crates()
+    assert [name for name in sorted(MAY_CONTAIN_UNSAFE) if not contains(crates[name])] == []
 
 
 @pytest.mark.parametrize("workspace", WORKSPACES)

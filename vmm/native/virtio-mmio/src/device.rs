@@ -1,7 +1,6 @@
 //! One device: registers for vCPUs, commands for its owner.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -10,7 +9,7 @@ use strato_virtio::transport::status::DEVICE_NEEDS_RESET;
 use strato_virtio::transport::{Effect, Refused, RingPart, Transport};
 use strato_virtio::{
     ConfigSpace, DeviceCore, DeviceFault, DeviceHost, DeviceInfo, GuestRamHandle, Observer, RingLayout,
-    RingStart, Worker, WorkerEnd,
+    RingStart, Worker, WorkerEnd, duplicate,
 };
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -355,9 +354,7 @@ impl MmioDevice {
         next_avail: u16,
     ) -> io::Result<RingStart> {
         let doorbell = self.doorbells.get(usize::from(queue)).ok_or(io::ErrorKind::NotFound)?;
-        // SAFETY: the doorbell is open as long as `self`, which outlives this borrow.
-        let doorbell = unsafe { BorrowedFd::borrow_raw(doorbell.as_raw_fd()) };
-        Ok(RingStart { queue, layout, next_avail, kick: Some(doorbell.try_clone_to_owned()?) })
+        Ok(RingStart { queue, layout, next_avail, kick: Some(duplicate(doorbell)?) })
     }
 
     /// Uses `ram` from now on. Queues that run go on in it.

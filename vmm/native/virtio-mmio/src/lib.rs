@@ -7,6 +7,7 @@
 //!
 //! Nothing here knows KVM. Whoever has the guest's exits gives them to [`MmioDevice::read`] and
 //! [`MmioDevice::write`], and connects [`MmioDevice::interrupt`] and [`MmioDevice::doorbells`].
+#![forbid(unsafe_code)]
 
 mod device;
 mod error;

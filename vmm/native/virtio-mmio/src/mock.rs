@@ -2,12 +2,15 @@
 //!
 //! The numbers are taken from the specification once more, not from the shell's: a wrong one there must show.
 
+use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use strato_virtio::mock::MockQueue;
 use strato_virtio::{GuestRamHandle, RingLayout, VIRTIO_F_EVENT_IDX};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::MmioDevice;
 
@@ -170,7 +173,7 @@ impl MockDriver {
 
     /// Waits for an interrupt and acknowledges it as Linux does; returns InterruptStatus.
     pub fn interrupted(&self, patience: Duration) -> Option<u32> {
-        if !readable(self.device.interrupt().as_raw_fd(), patience) {
+        if !readable(self.device.interrupt(), patience).unwrap() {
             return None;
         }
         let _ = self.device.interrupt().read();
@@ -192,9 +195,11 @@ impl MockDriver {
     }
 }
 
-fn readable(fd: i32, patience: Duration) -> bool {
-    let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+fn readable(interrupt: &EventFd, patience: Duration) -> io::Result<bool> {
+    let epoll = Epoll::new()?;
+    let wanted = EpollEvent::new(EventSet::IN, 0);
+    epoll.ctl(ControlOperation::Add, interrupt.as_raw_fd(), wanted)?;
     let patience = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
-    // SAFETY: one live pollfd.
-    unsafe { libc::poll(&raw mut poll, 1, patience) == 1 }
+    // Interrupted is nothing heard.
+    Ok(epoll.wait(patience, &mut [wanted]).is_ok_and(|count| count == 1))
 }

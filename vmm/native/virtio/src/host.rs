@@ -3,9 +3,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use vmm_sys_util::epoll::EpollEvent;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::core::{
     DeviceCore, DeviceFault, DeviceInfo, DeviceIo, Notification, Notifier, Progress, SaveObstacle,
@@ -30,6 +31,16 @@ pub struct RingStart {
     pub next_avail: u16,
     /// The eventfd that the driver kicks; none if the shell calls [`DeviceHost::kick`] itself.
     pub kick: Option<OwnedFd>,
+}
+
+/// Another descriptor of a doorbell, for [`RingStart::kick`]: shells that keep theirs need no unsafe code for it.
+///
+/// # Errors
+/// No descriptors left.
+pub fn duplicate(doorbell: &EventFd) -> io::Result<OwnedFd> {
+    // SAFETY: the doorbell is open as long as the reference to it lives.
+    let doorbell = unsafe { BorrowedFd::borrow_raw(doorbell.as_raw_fd()) };
+    doorbell.try_clone_to_owned()
 }
 
 /// Takes back the kicks that were heard: QEMU looks for some when it gets its descriptor back, and would take

@@ -40,7 +40,7 @@ pub use self::events::{Events, Interest, MAX_CORE_TOKEN, Ready};
 pub use self::features::{
     RING_FEATURES, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1, negotiated,
 };
-pub use self::host::{DeviceHost, RingStart};
+pub use self::host::{DeviceHost, RingStart, duplicate};
 pub use self::iov::{GuestBuffers, IovecStorage, MAX_IOVECS, OwnedGuestBuffers};
 pub use self::observer::{Observer, Unobserved};
 pub use self::posted::PostedBuffers;
