@@ -1,6 +1,7 @@
 """Rust's format and lint, both workspaces. Target folders are in the cache, so that a second run is quick."""
 
 import os
+import re
 import subprocess
 import tomllib
 from pathlib import Path
@@ -88,6 +89,20 @@ def test_crates_that_may_contain_unsafe_code_do() -> None:
 
     crates = _crates()
     assert [name for name in sorted(MAY_CONTAIN_UNSAFE) if not contains(crates[name])] == []
+
+
+def test_machine_names_architectures_in_their_folders_only() -> None:
+    sources = CHECKOUT / "vmm/native/machine/src"
+    words = re.compile(
+        r"x86|cpuid|kvmclock|lapic|ioapic|irqchip|tss_?addr|kvm_exit_(io|shutdown)\b|msrs?\b|\brip\b",
+        re.IGNORECASE,
+    )
+    found = []
+    for path in sorted(sources.rglob("*.rs")):
+        if {"arch", "tests"}.isdisjoint(path.relative_to(sources).parts):
+            code = [line.split("//")[0] for line in path.read_text(encoding="utf-8").splitlines()]
+            found += [f"{path.relative_to(sources)}: {line.strip()}" for line in code if words.search(line)]
+    assert found == []
 
 
 @pytest.mark.parametrize("workspace", WORKSPACES)
