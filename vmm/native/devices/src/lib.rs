@@ -2,6 +2,8 @@
 //! `queue` (what is in the buffers), `backend` (the host side), `metrics`, `state` (saved state), `tests`.
 //!
 //! Cores know no transport and no interrupt line, and nothing here knows containers or JSON.
+// Modules that need it say so.
+#![deny(unsafe_code)]
 
 pub mod balloon;
 pub mod block;

@@ -1,6 +1,7 @@
 //! What a vCPU came out of the guest for, and what is done about it.
 //!
 //! Called for every exit, so nothing here allocates or locks but when the guest is at its end.
+#![expect(unsafe_code, reason = "what KVM says of an exit is a union")]
 
 use kvm_bindings::*;
 use kvm_ioctls::VcpuFd;

@@ -1,6 +1,7 @@
 //! The VM: KVM's side of memory, interrupts and doorbells.
 //!
 //! [`Vm`] lives as long as its last vCPU; guest RAM is kept until KVM has let go of it.
+#![expect(unsafe_code, reason = "KVM takes descriptors and memory")]
 
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;

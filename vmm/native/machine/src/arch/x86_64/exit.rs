@@ -1,4 +1,5 @@
 //! What a vCPU comes out of the guest for on this architecture only: ports, interrupt controllers, triple faults.
+#![expect(unsafe_code, reason = "what KVM says of an exit is a union")]
 
 use kvm_bindings::*;
 use kvm_ioctls::VcpuFd;
