@@ -4,6 +4,8 @@
 //! own. `strato-proof` has a test of it.
 //!
 //! Cores know no transport and no interrupt line, and nothing here knows containers or JSON.
+// Modules that need it say so.
+#![deny(unsafe_code)]
 
 pub mod balloon;
 pub mod block;

@@ -1,4 +1,5 @@
 //! Giving a program to the kernel.
+#![expect(unsafe_code, reason = "a system call")]
 
 use std::ffi::{c_uint, c_ulong};
 

@@ -3,6 +3,7 @@
 //! A second wall behind the mount namespace: what is visible there for QEMU's or the loader's sake is out of
 //! reach for strato-vmm itself, programs cannot be executed, TCP ports and abstract sockets of others are
 //! closed (landlock(7)). Kernels differ in what they know; each asks for all that its kernel has.
+#![expect(unsafe_code, reason = "system calls")]
 
 use std::ffi::{CStr, c_uint};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};

@@ -4,6 +4,8 @@
 //! of rules ([`rules`], [`program`]) when this crate is. Threads take their role on when they start, once
 //! [`confine_threads`] has been called; the thread that calls is the last to go ([`confine`]). [`landlock`] is
 //! about files and is inherited by threads that are started later.
+// Modules that need it say so.
+#![deny(unsafe_code)]
 
 mod confinement;
 pub mod filter;

@@ -1,10 +1,12 @@
 //! What a vCPU came out of the guest for, and what is done about it.
 //!
 //! Called for every exit, so nothing here allocates or locks but when the guest is at its end.
+#![expect(unsafe_code, reason = "what KVM says of an exit is a union")]
 
 use kvm_bindings::*;
 use kvm_ioctls::VcpuFd;
 
+use crate::arch;
 use crate::bus::Bus;
 use crate::counters::{Count, Counters};
 use crate::events::MachineEvent;
@@ -54,23 +56,17 @@ pub(crate) fn turn(fd: &mut VcpuFd, buses: &Buses, counters: &Counters) -> Next 
 
 fn handle(fd: &mut VcpuFd, buses: &Buses, counters: &Counters) -> Next {
     let run = fd.get_kvm_run();
-    match run.exit_reason {
-        KVM_EXIT_MMIO => {
-            // SAFETY: the exit reason names the member of the union that KVM filled.
-            memory(unsafe { &mut run.__bindgen_anon_1.mmio }, &buses.memory, counters);
-            return Next::Enter;
-        }
-        KVM_EXIT_IO => {
-            port(run, &buses.ports, counters);
-            return Next::Enter;
-        }
-        _ => counters.count(Count::Other),
+    if run.exit_reason == KVM_EXIT_MMIO {
+        // SAFETY: the exit reason names the member of the union that KVM filled.
+        memory(unsafe { &mut run.__bindgen_anon_1.mmio }, &buses.memory, counters);
+        return Next::Enter;
     }
+    if let Some(next) = arch::handle_exit(run, buses, counters) {
+        return next;
+    }
+    counters.count(Count::Other);
     match run.exit_reason {
         KVM_EXIT_INTR => Next::Look,
-        // A guest that programs a line as level triggered tells of its end, which nobody waits for.
-        KVM_EXIT_IRQ_WINDOW_OPEN | KVM_EXIT_IOAPIC_EOI => Next::Enter,
-        KVM_EXIT_SHUTDOWN => Next::Tell(MachineEvent::TripleFault),
         KVM_EXIT_SYSTEM_EVENT => {
             // SAFETY: as above.
             let event = unsafe { run.__bindgen_anon_1.system_event };
@@ -97,31 +93,6 @@ fn memory(mmio: &mut kvm_run__bindgen_ty_1__bindgen_ty_6, bus: &Bus, counters: &
     } else {
         counters.count(Count::MmioRead);
         if !bus.read(mmio.phys_addr, data) {
-            counters.count(Count::UnknownRead);
-        }
-    }
-}
-
-/// A string instruction moves several elements through one port in one exit.
-fn port(run: &mut kvm_run, bus: &Bus, counters: &Counters) {
-    let start = std::ptr::from_mut(run).cast::<u8>();
-    // SAFETY: the exit reason names the member of the union that KVM filled.
-    let io = unsafe { run.__bindgen_anon_1.io };
-    let (size, count) = (usize::from(io.size), io.count as usize);
-    if size == 0 {
-        return;
-    }
-    // SAFETY: KVM puts `count` elements of `size` bytes at this offset into the area that is mapped for this vCPU,
-    // beyond the structure itself, and leaves them alone until the next KVM_RUN.
-    let data = unsafe { std::slice::from_raw_parts_mut(start.add(io.data_offset as usize), size * count) };
-    let write = u32::from(io.direction) == KVM_EXIT_IO_OUT;
-    counters.count(if write { Count::IoOut } else { Count::IoIn });
-    for element in data.chunks_exact_mut(size) {
-        if write {
-            if !bus.write(io.port.into(), element) {
-                counters.count(Count::UnknownWrite);
-            }
-        } else if !bus.read(io.port.into(), element) {
             counters.count(Count::UnknownRead);
         }
     }
@@ -177,8 +148,8 @@ fn describe(run: &kvm_run) -> String {
 
 /// The end of a vCPU, with the place in the guest's code.
 fn failed(fd: &VcpuFd, what: String) -> MachineEvent {
-    MachineEvent::VcpuFailed(match fd.get_regs() {
-        Ok(registers) => format!("{what}; at {:#x}", registers.rip),
-        Err(_) => what,
+    MachineEvent::VcpuFailed(match arch::program_counter(fd) {
+        Some(addr) => format!("{what}; at {addr:#x}"),
+        None => what,
     })
 }

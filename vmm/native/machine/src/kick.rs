@@ -7,6 +7,7 @@
 //! thread lets it through from one stand at the gate to the next ([`Listening`]), where it does nothing but interrupt.
 //! KVM_SET_SIGNAL_MASK would do so for KVM_RUN alone, but it takes the signal lock of the whole process twice in each:
 //! all vCPUs would meet there at every exit (Documentation/virt/kvm/api.rst, "immediate_exit").
+#![expect(unsafe_code, reason = "signals, and a flag that the kernel reads")]
 
 use std::io;
 use std::marker::PhantomData;

@@ -2,6 +2,8 @@
 //!
 //! It executes resolved numbers: where RAM, slots and platform devices lie is the board's plan (Python), not ours.
 //! What differs between architectures is in [`arch`].
+// Modules that need it say so.
+#![deny(unsafe_code)]
 
 pub mod arch;
 pub mod bus;

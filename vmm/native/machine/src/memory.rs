@@ -3,6 +3,7 @@
 //! The regions are the plan's; the backend decides who else can have the pages. Whatever it is, the mapping is kept
 //! out of forked children and core dumps, and lies in this process as in the guest modulo 2 MiB, without which KVM
 //! could not map huge pages as such.
+#![expect(unsafe_code, reason = "mappings")]
 
 use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd};

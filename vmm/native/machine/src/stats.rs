@@ -2,6 +2,7 @@
 //!
 //! They come through a descriptor of their own (Documentation/virt/kvm/api.rst, "KVM_GET_STATS_FD"), which must be
 //! had before the vCPU runs: afterwards KVM would let the asker wait for it. Linux has them from 5.14 on.
+#![expect(unsafe_code, reason = "KVM counts behind a descriptor of its own")]
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, Result};

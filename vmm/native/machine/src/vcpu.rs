@@ -14,6 +14,7 @@ use strato_plumbing::{Failure, Result};
 use strato_virtio::thread::spawn;
 use strato_virtio::{GuestRamHandle, panic_text};
 
+use crate::arch;
 use crate::counters::{self, Counters};
 use crate::events::{MachineEvent, MachineEvents};
 use crate::exit::{Buses, Next, turn};
@@ -140,8 +141,7 @@ impl Runner {
         while let Pass::Run { parked } = self.hub.gate.pass(self.place) {
             let mut fd = self.vcpu.locked();
             if parked && std::mem::replace(&mut entered, true) {
-                // Tells the guest's watchdogs that it stood still. EINVAL: it has no kvmclock.
-                let _ = fd.kvmclock_ctrl();
+                arch::note_pause(&fd);
             }
             // A vCPU that left the guest for a device enters it once more before it looks at the gate: only then
             // is the access complete. The gate has seen to it that it comes straight back.

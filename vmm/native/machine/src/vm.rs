@@ -1,6 +1,7 @@
 //! The VM: KVM's side of memory, interrupts and doorbells.
 //!
 //! [`Vm`] lives as long as its last vCPU; guest RAM is kept until KVM has let go of it.
+#![expect(unsafe_code, reason = "KVM takes descriptors and memory")]
 
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
@@ -14,17 +15,14 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::{self, InterruptController, LINES};
 
-/// What this program cannot do without, by KVM's names.
-const REQUIRED: [(Cap, &str); 9] = [
-    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
+/// What this program cannot do without on any architecture, by KVM's names.
+const REQUIRED: [(Cap, &str); 6] = [
     (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
     (Cap::MpState, "KVM_CAP_MP_STATE"),
-    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
-    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
 ];
 
 pub(crate) fn failure(what: impl Into<String>, error: kvm_ioctls::Error) -> Failure {
@@ -54,7 +52,7 @@ pub(crate) fn open(kvm: OwnedFd) -> Result<Kvm> {
             libc::ENOTSUP,
         ));
     }
-    for (cap, name) in REQUIRED {
+    for (cap, name) in REQUIRED.into_iter().chain(arch::REQUIRED) {
         if !kvm.check_extension(cap) {
             return Err(Failure::new(format!("This host's KVM lacks {name}"), libc::ENOTSUP));
         }

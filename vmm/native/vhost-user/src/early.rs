@@ -4,6 +4,7 @@
 //! (vhost_net_start in hw/net/vhost_net.c, up to QEMU 10 at least), and never again. Crate `vhost` takes that
 //! message only after the features and would end the session. Until they have come, this looks at each message
 //! before the crate does and answers that one itself.
+#![expect(unsafe_code, reason = "a system call")]
 
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;

@@ -7,6 +7,8 @@
 //!
 //! The protocol's messages are crate `vhost`'s; `vhost-user-backend` is not used, because it owns its threads
 //! and answers before they have stopped.
+// Modules that need it say so.
+#![deny(unsafe_code)]
 
 mod channel;
 mod early;

@@ -1,4 +1,5 @@
 //! The front end's memory table: mapping it, and translating the front end's addresses to the guest's.
+#![expect(unsafe_code, reason = "descriptors")]
 
 use std::fs::File;
 use std::os::fd::AsRawFd;

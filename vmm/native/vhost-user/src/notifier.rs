@@ -1,4 +1,5 @@
 //! Notifications to the driver: the call and error eventfds and the channel that the front end gave.
+#![expect(unsafe_code, reason = "descriptors")]
 
 use std::fs::File;
 use std::io::Write;

@@ -1,4 +1,5 @@
 //! The C library's allocator, made ready for threads that can open nothing.
+#![expect(unsafe_code, reason = "the C library")]
 
 use std::hint::black_box;
 use std::sync::Once;

@@ -3,6 +3,7 @@
 //! How depends on what is behind the memory; afterwards it reads as zeroes in each case but those named below, and
 //! the guest may use it again at any time. Nothing here trusts the range: what does not lie in guest memory as a
 //! whole is refused, and of pages that are only partly in it nothing is touched.
+#![expect(unsafe_code, reason = "mappings")]
 
 use std::io;
 use std::os::fd::AsRawFd;

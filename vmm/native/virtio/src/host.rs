@@ -1,5 +1,6 @@
 //! One device put together: core, rings, guest memory, descriptors. Single-threaded; a [`crate::Worker`]
 //! turns its crank, tests turn it by hand.
+#![expect(unsafe_code, reason = "descriptors that have no safe form")]
 
 use std::fs::File;
 use std::io;

@@ -1,4 +1,5 @@
 //! Moving bytes between guest memory and a descriptor without a copy in between.
+#![expect(unsafe_code, reason = "pointers into guest memory")]
 
 use std::io;
 use std::marker::PhantomData;

@@ -10,6 +10,8 @@
 //! - what the guest wrote is copied once and then checked; nothing is read twice;
 //! - a driver that breaks the ring protocol gets DEVICE_NEEDS_RESET, never an abort of the process;
 //! - a descriptor chain is refused as a whole if any part of it cannot be reached.
+// Modules that need it say so.
+#![deny(unsafe_code)]
 
 pub mod allocator;
 mod chain;

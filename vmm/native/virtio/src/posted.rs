@@ -3,6 +3,7 @@
 //! A receive path does not know how long the next packet is. It keeps a window of chains, lets the kernel
 //! write into all of them at once, and completes those that were used. Each chain is walked once, however many
 //! packets pass before its turn.
+#![expect(unsafe_code, reason = "pointers into guest memory")]
 
 use std::collections::VecDeque;
 use std::io;

@@ -1,4 +1,5 @@
 //! Random bytes of the host's kernel.
+#![expect(unsafe_code, reason = "a system call")]
 
 use std::io;
 

@@ -6,6 +6,7 @@
 //! Once the process has asked for it ([`confine`]), a thread's first act is to give up what its role does not need.
 //! From then on one thread, the keeper, starts all others: those that come after everybody else has been confined
 //! need capabilities that only the keeper still has then, and its system calls are all of theirs together.
+#![expect(unsafe_code, reason = "signal masks")]
 
 use std::io;
 use std::mem::MaybeUninit;

@@ -1,4 +1,5 @@
 //! The disk: a raw file or a block device, and what it is like.
+#![expect(unsafe_code, reason = "system calls")]
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};

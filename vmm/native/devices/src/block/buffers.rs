@@ -1,5 +1,6 @@
 //! What an operation on the disk reads from or writes to: guest memory itself, or memory of the host's own
 //! where the disk wants alignment that the guest's buffers do not have.
+#![expect(unsafe_code, reason = "iovecs")]
 
 use std::fmt;
 

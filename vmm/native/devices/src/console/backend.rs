@@ -1,4 +1,5 @@
 //! The host's side of a port.
+#![expect(unsafe_code, reason = "system calls")]
 
 use std::collections::VecDeque;
 use std::fs::File;

@@ -13,6 +13,7 @@
 //! else. The VMM, which has the address, asks [`ReservedWindow::contains`] to tell such a fault from one of its
 //! own, and names it in the event with which the VM stops. Going on is no choice: to the guest, a page that
 //! reads as zero would be a file with other contents.
+#![expect(unsafe_code, reason = "mappings")]
 
 use std::fmt;
 use std::io;

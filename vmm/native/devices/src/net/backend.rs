@@ -1,4 +1,5 @@
 //! The host side: a tap, or one queue of a multi-queue tap.
+#![expect(unsafe_code, reason = "system calls")]
 
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -1,4 +1,5 @@
 //! The entropy device against the mock driver.
+#![allow(unsafe_code, reason = "tests")]
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

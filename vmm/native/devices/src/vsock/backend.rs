@@ -1,5 +1,6 @@
 //! The host side: the listening sockets, the line that host programs begin with, connecting to the programs that
 //! wait for the guest, and whole messages.
+#![expect(unsafe_code, reason = "system calls")]
 
 use std::ffi::OsString;
 use std::fs;

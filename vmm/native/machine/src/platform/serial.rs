@@ -2,6 +2,7 @@
 //!
 //! Each byte is an exit of the vCPU and a system call, so nobody should use it for more than that. A guest can send as
 //! much as it likes; what is too much, or what the descriptor does not take at once, is dropped and counted.
+#![expect(unsafe_code, reason = "writes that must not wait")]
 
 use std::fs::File;
 use std::io::{self, Write};

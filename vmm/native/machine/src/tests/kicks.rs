@@ -126,7 +126,7 @@ fn kicks_that_meet_a_vcpu_with_locks_and_in_the_allocator_deadlock_nothing() {
                 stray(vcpu);
                 // One at a time: how many can be queued is a limit for all of the user's processes.
                 while has("SigPnd", vcpu) && !done.load(Ordering::Relaxed) {
-                    std::hint::spin_loop();
+                    std::thread::yield_now();
                 }
             }
         });

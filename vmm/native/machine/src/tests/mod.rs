@@ -1,4 +1,5 @@
 //! Tiny guests on real KVM. They run wherever /dev/kvm opens, and say that they were skipped where it does not.
+#![allow(unsafe_code, reason = "tests")]
 
 mod exits;
 mod guest;

@@ -1,4 +1,5 @@
 //! The thread engine: preadv, pwritev, fdatasync and fallocate on a few threads of the device's own.
+#![expect(unsafe_code, reason = "system calls")]
 
 use std::collections::VecDeque;
 use std::fs::File;

@@ -5,6 +5,7 @@
 //! copy. So writes of whole pages are done at once on the device's thread, for as long as they do not wait: after
 //! one that did (the host holds back who dirties too many pages) the engine does them all for a while. Reads of
 //! a file in memory are copies as well, which io_uring would hand over too (tmpfs knows no non-blocking reads).
+#![expect(unsafe_code, reason = "system calls")]
 
 use std::fs::File;
 use std::io;

@@ -1,5 +1,6 @@
 //! The block device against the mock driver and real files, with both engines; and with an engine that ends
 //! operations when and how the test says.
+#![allow(unsafe_code, reason = "tests")]
 
 mod direct;
 mod engines;

@@ -11,6 +11,7 @@
 //! A request may come from any thread that is prepared ([`HostFs::prepare_thread`], see [`credentials`]).
 //!
 //! [`HostFs::prepare_thread`]: super::backend::HostFs::prepare_thread
+#![expect(unsafe_code, reason = "system calls, here and in the modules below")]
 
 mod attributes;
 mod collection;

@@ -1,4 +1,5 @@
 //! A guest without a kernel: requests are built from fields, answers taken apart into fields.
+#![allow(unsafe_code, reason = "tests")]
 
 use std::fs;
 use std::os::unix::fs::OpenOptionsExt;

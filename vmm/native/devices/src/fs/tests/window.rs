@@ -1,4 +1,5 @@
 //! Files mapped into a window, by a guest that sees it.
+#![allow(unsafe_code, reason = "tests")]
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsRawFd, FromRawFd};

@@ -1,4 +1,5 @@
 //! A machine with a network device: the mock driver on one side, a packet socket on the other.
+#![allow(unsafe_code, reason = "tests")]
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;

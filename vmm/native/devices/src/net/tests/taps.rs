@@ -1,5 +1,6 @@
 //! Real taps, in a network namespace of the test's own thread. Without the right to make one there is nothing
 //! to test, and the tests say so.
+#![allow(unsafe_code, reason = "tests")]
 
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::Command;

@@ -1,4 +1,5 @@
 //! One connection at a time: opening, closing, credit.
+#![allow(unsafe_code, reason = "tests")]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;

@@ -9,7 +9,10 @@ pub(in crate::tables) const RULES: [Rule; 12] = [
     permit!(SYS_write, "Eventfds: to wake others up; standard error: the report of a panic"),
     permit!(SYS_munmap, "The allocator gives memory back; stacks and guest memory that nobody uses any more"),
     permit!(SYS_madvise, "The end of a thread gives its stack back; so does the allocator"),
-    permit!(SYS_rt_sigprocmask, "The C library blocks all signals while a thread ends"),
+    permit!(
+        SYS_rt_sigprocmask,
+        "The C library blocks all signals while a thread ends; vCPUs hear kicks at times"
+    ),
     permit!(SYS_exit, "The end of a thread"),
     permit!(SYS_mmap, [without(2, libc::PROT_EXEC)], "The allocator, for what is large"),
     permit!(SYS_mprotect, [without(2, libc::PROT_EXEC)], "The allocator, for arenas of threads"),

@@ -4,6 +4,7 @@
 //! A VM has one page for them: a ring that its vCPUs fill one after the other (virt/kvm/coalesced_mmio.c) and that
 //! the descriptor of each vCPU shows. When it is full, the next write is an exit as any other, so whoever handles
 //! one reads the ring first. The guest cannot reach the page itself.
+#![expect(unsafe_code, reason = "a ring that KVM writes")]
 
 use std::cell::UnsafeCell;
 use std::os::fd::AsRawFd;

@@ -6,6 +6,7 @@
 mod acpi;
 mod coalesced;
 mod cpuid;
+mod exit;
 mod ioapic;
 mod kernel;
 mod lapic;
@@ -19,8 +20,10 @@ mod vcpu;
 mod vm;
 
 pub use self::cpuid::CpuModel;
+pub(crate) use self::exit::{handle_exit, note_pause, program_counter};
 pub use self::ioapic::{InterruptController, LINES};
 pub use self::kernel::{BootEntry, load};
 pub use self::topology::Topology;
 pub use self::vcpu::{configure_vcpu, enter, reset_vcpu};
+pub(crate) use self::vm::REQUIRED;
 pub use self::vm::prepare_vm;

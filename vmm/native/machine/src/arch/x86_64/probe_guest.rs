@@ -1,6 +1,7 @@
 //! The guest of the probe: 64-bit kernel mode with paging, through what no kernel can do without.
 //!
 //! It tells each step by a byte on a port before it tries it. See [`crate::probe`].
+#![expect(unsafe_code, reason = "assembly")]
 
 use std::arch::{asm, global_asm};
 

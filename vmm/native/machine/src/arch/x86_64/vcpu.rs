@@ -1,4 +1,5 @@
 //! A vCPU at power-on, and at the entry of a kernel.
+#![expect(unsafe_code, reason = "an ioctl that has no wrapper")]
 
 use kvm_bindings::{
     KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED,

@@ -1,10 +1,17 @@
 //! What belongs to the VM as a whole.
 
 use kvm_bindings::{KVM_CAP_PMU_CAPABILITY, KVM_PMU_CAP_DISABLE, kvm_enable_cap};
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{Cap, VmFd};
 use strato_plumbing::{Failure, Result};
 
 use super::layout;
+
+/// What this program cannot do without here, by KVM's names.
+pub(crate) const REQUIRED: [(Cap, &str); 3] = [
+    (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
+    (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
+    (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+];
 
 /// Reserves the pages that KVM needs for itself, and switches the virtual performance counters off. Comes before the
 /// first vCPU.

@@ -4,6 +4,7 @@
 //! guests something, or is meant for machines of another kind. Leaves are allowed by name, so that one which a later KVM
 //! reports stays away until somebody has looked at it. Bits of a leaf are removed by name: new features of the
 //! instruction set are what guests want.
+#![expect(unsafe_code, reason = "an instruction")]
 
 use std::arch::x86_64::__cpuid;
 use std::ops::RangeInclusive;
