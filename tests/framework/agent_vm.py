@@ -3,19 +3,17 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from shim.agent_proto.client import AgentClient, answer_hello
+from shim.agent_proto.client import HELLO_PORT, AgentClient, answer_hello
 from shim.errors import ShimError
 from vmm import paths
 from vmm.config import VmConfig, VsockConfig
 from vmm.errors import HostError, QmpError
 
 from .vm import DEADLINE_S, Vm, VmFactory, VmFailureError, with_boot
-
-HELLO_PORT = 1024
 
 
 class AgentVm:
@@ -35,7 +33,8 @@ async def boot_agent(vms: VmFactory, config: VmConfig) -> AsyncIterator[AgentVm]
     vsock = config.runtime_dir / "v.sock"
     config = replace(config, vsock=VsockConfig(socket=vsock))
     loop = asyncio.get_running_loop()
-    with socket.socket(socket.AF_UNIX) as listener:
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.setblocking(False)
         listener.bind(f"{vsock}_{HELLO_PORT}")
         listener.listen()
@@ -43,15 +42,13 @@ async def boot_agent(vms: VmFactory, config: VmConfig) -> AsyncIterator[AgentVm]
         try:
             async with asyncio.timeout(DEADLINE_S):
                 hello, _ = await loop.sock_accept(listener)
+                stack.enter_context(hello)
                 await answer_hello(hello, timeout_s=DEADLINE_S)
                 agent = await AgentClient.connect(str(vsock))
         except (TimeoutError, ShimError) as error:
             raise VmFailureError(f"The agent did not come up\n{vm.describe()}\n{console(vm)}") from error
-    with hello:
-        try:
-            yield AgentVm(vm, agent, vsock)
-        finally:
-            agent.close()
+        stack.callback(agent.close)
+        yield AgentVm(vm, agent, vsock)
 
 
 def console(vm: Vm) -> str:
