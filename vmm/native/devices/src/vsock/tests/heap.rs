@@ -1,4 +1,5 @@
 //! How much memory a thread of the tests holds: what a guest can make the device remember is counted by it.
+#![expect(unsafe_code, reason = "an allocator that counts")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

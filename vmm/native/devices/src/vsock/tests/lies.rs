@@ -1,4 +1,5 @@
 //! What a guest says that is not true, and seeded noise.
+#![expect(unsafe_code, reason = "a backlog of none")]
 
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;

@@ -1,4 +1,5 @@
 //! As many connections as a device has by default, all open at once.
+#![expect(unsafe_code, reason = "the limit of open files")]
 
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
