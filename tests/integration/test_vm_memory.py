@@ -106,18 +106,7 @@ def balloon_counters(qmp: QmpClient) -> dict[str, int]:
 
 
 @kvm_only
-@pytest.mark.parametrize(
-    "jailed",
-    [
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(
-                reason="the balloon's filter of system calls knows no timer (vmm/native/jail)", strict=True
-            ),
-        ),
-        False,
-    ],
-)
+@pytest.mark.parametrize("jailed", [True, False])
 def test_statistics_of_the_guest_are_told_again_and_again(vms: VmFactory, jailed: bool) -> None:
     config = replace(vms.config(), jail=JailConfig(enabled=jailed))
     vm = vms.boot(with_balloon(config, statistics_s=1))

@@ -45,7 +45,7 @@ pub(crate) fn of(role: Role) -> Table {
         Role::Net => table!(queues::RULES, queues::LIMITS, net::RULES, base::RULES, base::CLOSING),
         Role::Rng => table!(queues::RULES, queues::LIMITS, rng::RULES, base::RULES, base::CLOSING),
         Role::Console => table!(queues::RULES, console::RULES, base::RULES, base::CLOSING),
-        Role::Balloon => table!(queues::RULES, balloon::RULES, base::RULES, base::CLOSING),
+        Role::Balloon => table!(queues::RULES, queues::LIMITS, balloon::RULES, base::RULES, base::CLOSING),
         Role::Ram => table!(base::RULES),
         Role::Vcpu => table!(vcpu::RULES, base::RULES, base::CLOSING),
         Role::Keeper => table!(

@@ -193,9 +193,10 @@ pub(crate) fn rng() {
     driver.end();
 }
 
-/// Memory that goes back to the host, and a size that the host wants.
+/// Memory that goes back to the host, a size that the host wants, and statistics that are asked for again.
 pub(crate) fn balloon() {
-    let config = BalloonConfig { deflate_on_oom: true, reporting: true, stats_interval: None };
+    let interval = Some(Duration::from_millis(1));
+    let config = BalloonConfig { deflate_on_oom: true, reporting: true, stats_interval: interval };
     let balloon = Balloon::new(config).unwrap();
     let control = balloon.control();
     let mut driver = Driver::new("balloon", Box::new(balloon), 3, u64::MAX);
@@ -205,5 +206,10 @@ pub(crate) fn balloon() {
     control.set_target(1 << 20).unwrap();
     driver.hear_of_new_configuration();
     driver.ask(1, &800u32.to_le_bytes(), 0);
+    for _ in 0..2 {
+        // No tag of a statistic is 0xffff.
+        driver.offer(2, &[0xff; 10], 0);
+        driver.used(2);
+    }
     driver.end();
 }
