@@ -63,10 +63,12 @@ def run_programs(sides: Sides, loads: Sequence[Load], rounds: int, bounds: Bound
     return over
 
 
-def run_streams(title: str, sides: Sides, load: Streams, rounds: int, bounds: Bounds) -> list[str]:
-    """Compares streams both ways; what is surely out of bounds."""
+def run_streams(
+    title: str, sides: Sides, load: Streams, rounds: int, send: Bounds, receive: Bounds | None = None
+) -> list[str]:
+    """Compares streams both ways, as the guest sends and receives; what is surely out of bounds."""
     over = []
-    for verb, way in (("send", "guest to host"), ("receive", "host to guest")):
+    for verb, way, bounds in (("send", "guest to host", send), ("receive", "host to guest", receive or send)):
         cases = {name: _streams(side, verb, load) for name, side in sides.items()}
         over += compare(f"{title}, {way}", "MiB", cases, rounds, bounds, scale=MIB)
     return over
