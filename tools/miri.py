@@ -27,6 +27,7 @@ _RUNS = (
     ("Rings in guest memory", ("-p", "strato-virtio", "--features", "mock", "--test", "ring")),
     ("Saved state", ("-p", "strato-virtio", "--lib", "--", "record")),
     ("Requests of the devices", ("-p", "strato-devices", "--lib", "--", *_PARSERS)),
+    ("Registers", ("-p", "strato-virtio-mmio", "--lib", "--", "registers::")),
 )
 
 

@@ -98,8 +98,8 @@ def vsock(rounds: int) -> list[str]:
     """Our vsock beside vhost-device-vsock: two guests, since one has only one such device.
 
     Each way is judged where the device can decide it. A guest that receives 64 streams keeps an only vCPU,
-    which is emulated, busy with its own copying whatever the device does; one that sends with two vCPUs does so
-    with both processors of a small host. There ours must be no slower and no dearer.
+    which is emulated, busy with its own copying whatever the device does; one that sends with two vCPUs does
+    so with both processors of a small host. There ours must be no slower and no dearer.
     """
     wanted = Bounds(time=Bound(1.2, of_throughput=True))
     no_worse = Bounds(time=Bound(1.0, of_throughput=True), device_cpu=Bound(1.0))

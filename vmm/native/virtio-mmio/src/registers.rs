@@ -105,3 +105,31 @@ impl Place {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registers_are_aligned_words_and_the_rest_is_configuration_or_nothing() {
+        assert_eq!(Place::of(0x000, 4), Place::Register(Register::MagicValue));
+        assert_eq!(Place::of(0x070, 4), Place::Register(Register::Status));
+        assert_eq!(Place::of(0x0fc, 4), Place::Register(Register::ConfigGeneration));
+        // QueueReset is that of a feature that is not offered.
+        assert_eq!(Place::of(0x0c0, 4), Place::Register(Register::Unknown));
+        for offset in 0..CONFIG {
+            for len in [0, 1, 2, 3, 4, 8, usize::MAX] {
+                let word = len == 4 && offset % 4 == 0;
+                assert_eq!(matches!(Place::of(offset, len), Place::Register(_)), word, "{offset:#x}+{len}");
+                assert_eq!(Place::of(offset, len) == Place::Nowhere, !word, "{offset:#x}+{len}");
+            }
+        }
+        for len in [0, 1, 2, 4, 8, usize::MAX] {
+            assert_eq!(Place::of(CONFIG, len), Place::Config(0));
+            assert_eq!(Place::of(CONFIG + 7, len), Place::Config(7));
+            assert_eq!(Place::of(CONFIG + u64::from(u32::MAX), len), Place::Config(u32::MAX));
+            assert_eq!(Place::of(CONFIG + u64::from(u32::MAX) + 1, len), Place::Nowhere);
+            assert_eq!(Place::of(u64::MAX, len), Place::Nowhere);
+        }
+    }
+}
