@@ -3,7 +3,8 @@
 import re
 from dataclasses import dataclass
 
-_MARKED = re.compile(r"strato-lab: (up|beat|ended) (.*)")
+# Numbers alone: the kernel may print into the same line, before it and after it.
+_MARKED = re.compile(r"strato-lab: (?:(beat) ([0-9]+)|(up) ([0-9.]+)|(ended) ([0-9]+) ([0-9.]+))")
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,16 @@ class Console:
         *whole, self._rest = (self._rest + data.decode(errors="replace")).split("\n")
         found: list[Sign | str] = []
         for line in (line.rstrip("\r") for line in whole):
-            # The kernel may have printed into the same line before it.
             marked = _MARKED.search(line)
             if marked is None:
                 self.lines.append(line)
                 found.append(line)
                 continue
-            sign = Sign(marked[1], tuple(marked[2].split()))
-            if sign.kind != "beat":
+            kind, *words = (word for word in marked.groups() if word is not None)
+            of_the_kernel = line[: marked.start()] + line[marked.end() :]
+            if kind != "beat" or of_the_kernel:
                 self.lines.append(line)
-            found.append(sign)
+            found.append(Sign(kind, tuple(words)))
         return found
 
     def tail(self, count: int = 80) -> str:

@@ -24,6 +24,18 @@ def test_mark_is_found_behind_what_the_kernel_printed_into_the_line() -> None:
     assert Console().feed(b"[    5.0] tun: strato-lab: beat 0\n") == [Sign("beat", ("0",))]
 
 
+def test_mark_is_found_before_what_the_kernel_printed_into_the_line() -> None:
+    console = Console()
+
+    assert console.feed(b"strato-lab: beat 1[    5.0] kvm: text\n") == [Sign("beat", ("1",))]
+    assert console.tail() == "strato-lab: beat 1[    5.0] kvm: text"
+
+
+@pytest.mark.parametrize("line", ["strato-lab: beat [    5.0] text", "strato-lab: ended 0[    5.0] text"])
+def test_mark_in_pieces_is_none(line: str) -> None:
+    assert Console().feed(f"{line}\n".encode()) == [line]
+
+
 def test_words_of_a_command_are_not_taken_for_signs() -> None:
     assert Console().feed(b"strato-lab: something else\n") == ["strato-lab: something else"]
 
