@@ -106,13 +106,15 @@ async def _serve(preparation: Preparation) -> None:
 
     await ending.wait()
     watchdog.cancel()
-    await sandbox.shut_down()
-    # A new shim of this name may listen as soon as the file is gone.
-    with contextlib.suppress(OSError):
-        Path(socket_path).unlink()
-    await publisher.flush(FLUSH_TIMEOUT_S)
-    await publisher.close()
-    await server.close()
+    try:
+        await sandbox.shut_down()
+    finally:
+        # What failed there is told by `main`. A new shim of this name may listen as soon as the file is gone.
+        with contextlib.suppress(OSError):
+            Path(socket_path).unlink()
+        await publisher.flush(FLUSH_TIMEOUT_S)
+        await publisher.close()
+        await server.close()
 
 
 async def _end_if_abandoned(sandbox: Sandbox, ending: object) -> None:

@@ -85,11 +85,13 @@ class MemoryConfig:
     size_mib: int = 256
     """RAM in MiB, at least 32."""
     backend: MemoryBackend = MemoryBackend.AUTO
-    """`anonymous`: private memory; `memfd`: memory that other processes can map; `file`: a private mapping of `file`; `auto`: `anonymous` with engine kvm, `memfd` with tcg, which offers nothing else."""  # noqa: E501
+    """`anonymous`: private memory; `memfd`: memory that other processes can map; `file`: a private
+    mapping of `file`; `auto`: `anonymous` with engine kvm, `memfd` with tcg, which offers nothing else."""
     file: Path | None = None
     """What the RAM holds at first (backend `file`): at least `size_mib` large, never written."""
     huge_pages: bool = False
-    """Take the RAM from the host's reserved pages of 2 MiB (engine kvm, not with backend `file`). A balloon gives nothing back then."""  # noqa: E501
+    """Take the RAM from the host's reserved pages of 2 MiB (engine kvm, not with backend `file`). A
+    balloon gives nothing back then."""
     prealloc: bool = False
     """Allocate all of the RAM before the guest starts (engine kvm)."""
 
@@ -115,13 +117,15 @@ class DriveConfig:
     id: str
     """Name of the device, unique in the VM."""
     path: Path
-    """Regular file or block device with the raw contents. The command `block_resize` makes it larger while the VM runs."""  # noqa: E501
+    """Regular file or block device with the raw contents. The command `block_resize` makes it larger
+    while the VM runs."""
     readonly: bool = False
     """Refuse writes from the guest."""
     serial: str | None = None
     """Serial number that the guest sees, at most 20 bytes."""
     cache: DriveCache = DriveCache.WRITEBACK
-    """`writeback`: host page cache, flushes honoured; `direct`: O_DIRECT, flushes honoured; `none`: host page cache, flushes ignored (scratch disks only)."""  # noqa: E501
+    """`writeback`: host page cache, flushes honoured; `direct`: O_DIRECT, flushes honoured; `none`: host
+    page cache, flushes ignored (scratch disks only)."""
     limit: LimitConfig = field(default_factory=LimitConfig)
     """Limit of what the guest reads and writes."""
 
@@ -133,7 +137,8 @@ class NetConfig:
     id: str
     """Name of the device, unique in the VM."""
     tap_fd: int | None = None
-    """Number of an open tap descriptor (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR) passed to strato-vmm. Exactly one of `tap_fd` and `tap_name`."""  # noqa: E501
+    """Number of an open tap descriptor (IFF_TAP, IFF_NO_PI, IFF_VNET_HDR) passed to strato-vmm. Exactly
+    one of `tap_fd` and `tap_name`."""
     tap_name: str | None = None
     """Name of an existing tap in strato-vmm's network namespace."""
     mac: str
@@ -155,7 +160,9 @@ class VsockConfig:
     guest_cid: int = MIN_GUEST_CID
     """The guest's context id, 3 or more."""
     socket: Path
-    """Path of the socket for host-initiated connections; a guest connection to port N arrives on `<socket>_N`. Programs with sockets of type SEQPACKET connect to `<socket>_seq` and send `CONNECT <port>\\n` as a message. Shorter than 100 bytes."""  # noqa: E501
+    """Path of the socket for host-initiated connections; a guest connection to port N arrives on
+    `<socket>_N`. Programs with sockets of type SEQPACKET connect to `<socket>_seq` and send `CONNECT
+    <port>\\n` as a message. Shorter than 100 bytes."""
 
 
 @record(frozen=True, kw_only=True)
@@ -181,7 +188,9 @@ class BalloonConfig:
     deflate_on_oom: bool = True
     """Let the guest take memory back from the balloon before it kills a process for want of it."""
     statistics_s: int = 0
-    """Seconds between two statistics of the guest, which are the counters `guest_…` of the balloon in `x-strato-stats` (QEMU's names of them, `guest_free_memory` in bytes and so on) with the time of the latest, `stats_updated_s`; 0: none."""  # noqa: E501
+    """Seconds between two statistics of the guest, which are the counters `guest_…` of the balloon in
+    `x-strato-stats` (QEMU's names of them, `guest_free_memory` in bytes and so on) with the time of the
+    latest, `stats_updated_s`; 0: none."""
 
 
 @record(frozen=True, kw_only=True)
@@ -191,15 +200,20 @@ class ShareConfig:
     tag: str
     """Name to mount in the guest, unique in the VM, at most 36 bytes."""
     directory: Path | None = None
-    """Folder of the host. Mounts that appear below it later become visible too. Null: an empty root, below which `x-strato-add-share` shows folders of the host."""  # noqa: E501
+    """Folder of the host. Mounts that appear below it later become visible too. Null: an empty root,
+    below which `x-strato-add-share` shows folders of the host."""
     cache: ShareCache = ShareCache.AUTO
-    """`auto`: the guest revalidates after a second; `always`: never (host must not change files); `none`: always."""  # noqa: E501
+    """`auto`: the guest revalidates after a second; `always`: never (host must not change files);
+    `none`: always."""
     readonly: bool = False
     """Refuse writes from the guest."""
     writeback: bool = False
-    """Let the guest keep what it writes and hand it over later, in larger pieces, until `fsync` or `close`. Programs of the host must not use files meanwhile that the guest writes."""  # noqa: E501
+    """Let the guest keep what it writes and hand it over later, in larger pieces, until `fsync` or
+    `close`. Programs of the host must not use files meanwhile that the guest writes."""
     remote_locks: bool = False
-    """Take the guest's locks (`fcntl`, `flock`) on the host's files, where the host and other VMs meet them; otherwise they are the guest's own. A call that would have to wait for a lock fails with EOPNOTSUPP. Only with `jail.enabled` false."""  # noqa: E501
+    """Take the guest's locks (`fcntl`, `flock`) on the host's files, where the host and other VMs meet
+    them; otherwise they are the guest's own. A call that would have to wait for a lock fails with
+    EOPNOTSUPP. Only with `jail.enabled` false."""
 
 
 @record(frozen=True, kw_only=True)
@@ -233,7 +247,8 @@ class ProgramsConfig:
     virtiofsd: Path | None = None
     """Serves shares in the place of our own device (engine tcg): the C virtiofsd of QEMU, for comparisons."""
     vhost_device_vsock: Path | None = None
-    """Serves vsock in the place of our own device (engine tcg): the crate vhost-device-vsock, for comparisons."""  # noqa: E501
+    """Serves vsock in the place of our own device (engine tcg): the crate vhost-device-vsock, for
+    comparisons."""
 
 
 @record(frozen=True, kw_only=True)
@@ -241,11 +256,14 @@ class JailConfig:
     """What strato-vmm sees of the host and what it can still do, once its guest runs."""
 
     enabled: bool = True
-    """Whether strato-vmm is confined. `false` is for development: a guest that breaks out is then whoever has started it."""  # noqa: E501
+    """Whether strato-vmm is confined. `false` is for development: a guest that breaks out is then
+    whoever has started it."""
     folders: tuple[Path, ...] = ()
-    """Further folders of the host that strato-vmm sees, with what is mounted below them: for `console.log`, `serial.log`, `vsock.socket`, and for shares and disks that are added later."""  # noqa: E501
+    """Further folders of the host that strato-vmm sees, with what is mounted below them: for
+    `console.log`, `serial.log`, `vsock.socket`, and for shares and disks that are added later."""
     forbidden_call: ForbiddenCall = ForbiddenCall.KILL
-    """What a system call does that strato-vmm has no use for: `kill` ends the VM, `log` writes it to the kernel's log and lets it through."""  # noqa: E501
+    """What a system call does that strato-vmm has no use for: `kill` ends the VM, `log` writes it to the
+    kernel's log and lets it through."""
 
 
 @record(frozen=True, kw_only=True)
@@ -257,7 +275,8 @@ class VmConfig:
     board: BoardName = BoardName.MICROVM
     """The machine's shape: `microvm` (virtio-mmio, no PCI, no firmware)."""
     engine: EngineName = EngineName.AUTO
-    """What runs the vCPUs: `kvm` (strato-vmm itself), `tcg` (a QEMU child that emulates them), `auto` (`kvm` where it works)."""  # noqa: E501
+    """What runs the vCPUs: `kvm` (strato-vmm itself), `tcg` (a QEMU child that emulates them), `auto`
+    (`kvm` where it works)."""
     runtime_dir: Path
     """Private folder for sockets and exit.json; must exist; path shorter than 80 bytes."""
     boot: BootConfig
@@ -283,7 +302,8 @@ class VmConfig:
     serial: SerialConfig = field(default_factory=SerialConfig)
     """The serial port for debugging."""
     spare_slots: int = 4
-    """Empty slots for devices that come while the VM runs (`device_add`), as far as the board has them. Engine kvm only."""  # noqa: E501
+    """Empty slots for devices that come while the VM runs (`device_add`), as far as the board has them.
+    Engine kvm only."""
     programs: ProgramsConfig = field(default_factory=ProgramsConfig)
     """Programs to use instead of those found by default."""
     jail: JailConfig = field(default_factory=JailConfig)

@@ -30,6 +30,6 @@ def install() -> None:
     stand_in.__dict__["quote_from_bytes"] = _quote_from_bytes
     sys.modules[_WANTED] = stand_in
     try:
-        import pathlib  # noqa: F401  (for whoever imports it next)
+        import pathlib  # noqa: F401  (imported for whoever imports it next, with the stand-in in place)
     finally:
         del sys.modules[_WANTED]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,9 +34,9 @@ def busybox_vms(tmp_path: Path) -> Iterator[VmFactory]:
         yield factory
 
 
-def with_balloon(config: VmConfig, **changes: int) -> VmConfig:
+def with_balloon(config: VmConfig, **changes: Any) -> VmConfig:
     """A VM of 384 MiB with such a balloon."""
-    balloon = replace(BalloonConfig(), **changes)  # type: ignore[arg-type]
+    balloon = replace(BalloonConfig(), **changes)
     return replace(config, balloon=balloon, memory=MemoryConfig(size_mib=384))
 
 
